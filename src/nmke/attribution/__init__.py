@@ -1,0 +1,1 @@
+"""Scores that say how much each neuron carries a fact."""

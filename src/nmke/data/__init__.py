@@ -1,0 +1,1 @@
+"""Facts and openers written for this project."""

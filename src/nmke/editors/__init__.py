@@ -1,0 +1,1 @@
+"""Methods that turn requests into weight updates."""

@@ -1,0 +1,1 @@
+"""Measuring edits: protocols, benchmarks, runners."""

@@ -1,0 +1,1 @@
+"""Writing an edited model in the formats others load."""

@@ -1,0 +1,1 @@
+"""Loading a causal language model and finding its parts."""

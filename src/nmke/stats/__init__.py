@@ -1,0 +1,1 @@
+"""Key statistics: the second moment of keys, its null space, and the cache."""

@@ -1,0 +1,144 @@
+"""Frozen records that travel between modules.
+
+Axes: `edits prompts contexts batch seq d_model d_mlp d_vocab rank`.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nmke.errors import RequestError
+
+Keys = Float[Tensor, "edits d_mlp"]
+Residuals = Float[Tensor, "edits d_model"]
+Scores = Float[Tensor, "prompts d_mlp"]
+Gram = Float[Tensor, "d_mlp d_mlp"]
+Mask = Bool[Tensor, " d_mlp"]
+
+SUBJECT_SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A prompt whose answer must not change, with its true answer where known."""
+
+    prompt: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact to write: `prompt` holds `{}` exactly once, where the subject goes.
+
+    Args:
+        prompt: Template such as "The capital of {} is"; every other brace is plain text.
+        subject: What stands in the slot, as written in the sentence.
+        target_new: The answer the model must give, without leading space.
+        id: Stable name; derived from prompt, subject and target when empty.
+        target_true: The old or true answer, used for measuring only.
+        relation: Name of the relation, if the source has one.
+        paraphrases: The same question in other words, whole sentences up to the answer.
+        neighborhood: Prompts about other subjects whose answers must stay.
+
+    Raises:
+        RequestError: If the template has no slot or several, or subject or target is empty.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    id: str = ""
+    target_true: str | None = None
+    relation: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighborhood: tuple[Neighbor, ...] = ()
+
+    def __post_init__(self) -> None:
+        slots = self.prompt.count(SUBJECT_SLOT)
+        if slots != 1:
+            raise RequestError(
+                f"prompt {self.prompt[:120]!r} has {slots} subject slots '{{}}'; "
+                "write the prompt with exactly one '{}' where the subject stands"
+            )
+        if not self.subject.strip():
+            raise RequestError(
+                f"subject of prompt {self.prompt[:120]!r} is empty; name what the fact is about"
+            )
+        if not self.target_new.strip():
+            raise RequestError(
+                f"target_new of prompt {self.text[:120]!r} is empty; give the answer the model should learn"
+            )
+        if not self.id:
+            content = "\x1f".join((self.prompt, self.subject, self.target_new))
+            object.__setattr__(self, "id", "e" + hashlib.sha256(content.encode()).hexdigest()[:8])
+
+    @property
+    def text(self) -> str:
+        """The whole sentence up to the answer."""
+        before, _, after = self.prompt.partition(SUBJECT_SLOT)
+        return before + self.subject + after
+
+    @property
+    def subject_end(self) -> int:
+        """Offset in `text`, in characters, just behind the subject."""
+        return self.prompt.index(SUBJECT_SLOT) + len(self.subject)
+
+    @property
+    def fact_key(self) -> str:
+        """Identity of what is asked (prompt template and subject, case and spaces folded), whatever the answer.
+
+        Two requests with the same key are edits of the same fact: the later one supersedes the earlier.
+        """
+        return "\x1f".join(" ".join(part.split()).casefold() for part in (self.prompt, self.subject))
+
+
+@dataclass(frozen=True)
+class NeuronMask:
+    """The neurons of one layer that an update may write into.
+
+    Args:
+        keep: True where the neuron's column may change.
+        detail: Numbers behind the choice (entropies, asked ratios, counts), for the record.
+    """
+
+    keep: Mask
+    detail: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Share of neurons kept, in [0, 1]."""
+        return float(self.keep.float().mean())
+
+    @property
+    def count(self) -> int:
+        """How many neurons are kept."""
+        return int(self.keep.sum())
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What one batch writes into one layer's down-projection: ΔW = left @ right.
+
+    Args:
+        layer: Index of the decoder layer.
+        left: Float tensor [d_model, rank].
+        right: Float tensor [rank, d_mlp]; exactly zero in the columns of neurons that stay untouched.
+        mask: The neurons allowed to change, or None when all are.
+    """
+
+    layer: int
+    left: Float[Tensor, "d_model rank"]
+    right: Float[Tensor, "rank d_mlp"]
+    mask: NeuronMask | None = None
+
+    @property
+    def delta(self) -> Float[Tensor, "d_model d_mlp"]:
+        """The dense update [d_model, d_mlp]."""
+        return self.left @ self.right
+
+    @property
+    def columns(self) -> Mask:
+        """True for the neurons whose column this update changes, [d_mlp]."""
+        return (self.right != 0).any(dim=0)
