@@ -1,1 +1,7 @@
 """Scores that say how much each neuron carries a fact."""
+
+from nmke.attribution import activation as activation
+from nmke.attribution import log_prob as log_prob
+from nmke.attribution.base import NeuronScore, Readout, neuron_scores, read_out
+
+__all__ = ["NeuronScore", "Readout", "neuron_scores", "read_out"]

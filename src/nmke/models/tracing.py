@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class StopForward(Exception):  # noqa: N818 - control flow, not an error
+class StopForward(Exception):
     """Raised by a hook to end a forward pass early; caught by `stop_after`."""
 
 

@@ -1,0 +1,124 @@
+"""The one schema of settings: Python, YAML files and command-line flags all fill an `EditConfig`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from nmke.errors import ConfigError
+
+MaskName = Literal["entropy", "random", "none", "general", "specific", "overlap", "fixed"]
+AUTO = "auto"
+
+
+class EditConfig(BaseModel, frozen=True, extra="forbid"):
+    """Everything that decides what an edit does. `None` means: the method's own default, else the probe's."""
+
+    method: str = Field("nmke", description="Editing method; `nmke doctor` lists them.")
+    layers: tuple[int, ...] | None = Field(
+        None, description="Layers to edit, ascending; None: by relative depth."
+    )
+    batch_size: PositiveInt = Field(10, description="Edits solved together.")
+    seed: int = Field(0, description="Seed of contexts, random masks and the self-written corpus.")
+
+    steps: PositiveInt = Field(25, description="Forward passes of the target optimisation, at most.")
+    lr: PositiveFloat = Field(0.5, description="Adam learning rate of the target optimisation.")
+    clamp: PositiveFloat = Field(0.75, description="Largest ‖delta‖, in units of ‖h0‖.")
+    weight_decay: NonNegativeFloat = Field(0.5, description="Weight of ‖delta‖/‖h0‖² in the loss.")
+    kl_factor: NonNegativeFloat = Field(0.0625, description="Weight of the KL on '{subject} is a'.")
+    stop_loss: NonNegativeFloat = Field(0.05, description="An edit stops once its loss is below this (nats).")
+    targets: Literal["auto", "spread", "joint"] = Field(
+        "auto", description="Where targets live: spread over layers (MEMIT) or joint; auto asks the model."
+    )
+    context_tokens: PositiveInt = Field(10, description="Length of each self-written context, tokens.")
+    token_budget: PositiveInt = Field(2048, description="Tokens optimised at once; bounds memory.")
+
+    l2: NonNegativeFloat | None = Field(None, description="Ridge λ of the solve.")
+    covariance_weight: PositiveFloat | None = Field(None, description="Weight w0 of ordinary keys.")
+    null_space: Literal["threshold", "share", "energy"] = Field(
+        "threshold", description="How AlphaEdit's null space is chosen."
+    )
+    null_space_value: PositiveFloat = Field(
+        2e-2, description="Threshold, or share of directions or of energy."
+    )
+
+    mask: MaskName = Field("none", description="Which neurons may change.")
+    placement: Literal["in-solve", "after-solve"] = Field(
+        "in-solve",
+        description="NMKE's mask inside the solve, or applied to AlphaEdit's solution as published.",
+    )
+    variant: Literal["paper", "released"] = Field(
+        "paper", description="Constants and tie rule of the ratios."
+    )
+    ratio: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of neurons for masks 'fixed' and 'random'; None: as entropy says.",
+    )
+    attribution: str = Field("lps", description="Neuron score: lps, psa or mpc.")
+    attribution_target: Literal["predicted", "new"] = Field(
+        "predicted", description="Whose log-probability is attributed: the model's guess or the new answer."
+    )
+    attribution_token: Literal["last", "subject"] = Field(
+        "last", description="Token at which neurons are scored."
+    )
+    amplification: PositiveFloat = Field(30.0, description="Factor a on the neuron's coefficient.")
+    temperature: PositiveFloat = Field(30.0, description="Factor τ inside the entropy's softmax.")
+
+    corpus: str = Field("self", description="Text for key statistics: self, a file, or hf:NAME.")
+    corpus_tokens: PositiveInt = Field(30_000, description="Tokens of that text.")
+
+    @classmethod
+    def create(cls, **settings: Any) -> EditConfig:
+        """An `EditConfig` from settings by name; `None` values are left at their default.
+
+        Raises:
+            ConfigError: If a setting is unknown (the nearest is named) or out of range.
+        """
+        given = {name: value for name, value in settings.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from error
+
+    def filled(self, defaults: dict[str, Any]) -> EditConfig:
+        """This config with `defaults` wherever nothing was set explicitly."""
+        extra = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        return self.create(**{**self.model_dump(exclude_unset=True), **extra})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings from a YAML file.
+
+    Raises:
+        ConfigError: If the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"config {str(path)!r} cannot be read: {error}; give a YAML file of settings"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"config {str(path)!r} is not a mapping; write one `setting: value` per line")
+    return {str(name): value for name, value in loaded.items()}
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, EditConfig.model_fields, n=1)
+            hint = (
+                f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(EditConfig.model_fields)}"
+            )
+            lines.append(f"unknown setting {name!r}{hint}")
+        else:
+            lines.append(f"setting {name!r} is {item.get('input')!r}: {item['msg'].lower()}")
+    return "; ".join(lines)

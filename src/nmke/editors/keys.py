@@ -1,0 +1,110 @@
+"""Keys and current values at the subject's last token, for a whole batch of requests.
+
+The forward pass up to the first edited layer is made once per batch; after each layer's write only the
+edited layers run again, and one run serves keys and current values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nmke.editors.rows import prompt_rows
+from nmke.models.load import EditableModel
+from nmke.models.replay import BlockReplay, replay_is_exact
+from nmke.models.tokens import pad_batch
+from nmke.models.tracing import record_inputs, record_outputs, replace_output, stop_after
+from nmke.types import EditRequest, Keys
+
+
+class KeyPass:
+    """The prompts of a batch up to their anchors, ready to be run through the edited layers.
+
+    Args:
+        model: The model; weights of the edited layers may change between calls, earlier ones may not.
+        requests: The batch.
+        contexts: Prefixes of every prompt, the first one empty.
+        layers: The edited layers, ascending.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        layers: Sequence[int],
+    ) -> None:
+        self.model, self.layers = model, tuple(layers)
+        found = [prompt_rows(model, request, contexts) for request in requests]
+        ids = [list(row.ids[: row.anchor + 1]) for rows in found for row in rows]
+        self._batch = pad_batch(ids, model.encoder.pad_id, device=model.device)
+        self._rows = torch.arange(len(ids), device=model.device)
+        self._columns = torch.tensor([len(row) - 1 for row in ids], device=model.device)
+        weights = _average_weights([[row.bare for row in rows] for rows in found])
+        self._weights = weights.to(model.device)
+        starts = torch.tensor([0, *(len(rows) for rows in found)]).cumsum(0)[:-1]
+        self._reference = starts.to(model.device)  # the bare row, or the first context where that is left out
+        self._owner = torch.repeat_interleave(
+            torch.arange(len(found)), torch.tensor([len(rows) for rows in found])
+        ).to(model.device)
+        self._replay: BlockReplay | None = None
+        if replay_is_exact(model):
+            self._replay = BlockReplay.record(model, model.inputs(self._batch), layers[0], layers[-1])
+
+    @torch.no_grad()
+    def collect(
+        self, deltas: Mapping[int, Float[Tensor, "edits d_model"]] | None = None
+    ) -> tuple[dict[int, Keys], Float[Tensor, "edits d_model"]]:
+        """Keys of every edited layer and the last edited layer's current output.
+
+        Args:
+            deltas: Added to each layer's down-projection output at the anchor, per edit.
+
+        Returns:
+            Keys per layer [edits, d_mlp], the mean of the bare row and of the mean of the others, in float64;
+            and the output of the last edited layer at the reference row, [edits, d_model].
+        """
+        layers = self.model.layout.layers
+        modules = {i: layers[i].down_proj for i in self.layers}
+        last = layers[self.layers[-1]].block
+        with ExitStack() as stack:
+            inputs = stack.enter_context(record_inputs(modules))
+            outputs = stack.enter_context(record_outputs({"last": last}, clone=True))
+            for i, delta in (deltas or {}).items():
+                stack.enter_context(replace_output(modules[i], self._adder(delta)))
+            if self._replay is not None:
+                self._replay.run(self._replay.hidden)
+            else:
+                stack.enter_context(stop_after(last))
+                self.model.model(**self.model.inputs(self._batch))
+        keys = {i: self._average(inputs[i][self._rows, self._columns]) for i in self.layers}
+        return keys, outputs["last"][self._rows, self._columns][self._reference].double()
+
+    def _average(self, rows: Tensor) -> Tensor:
+        return self._weights @ rows.double()
+
+    def _adder(self, delta: Tensor):  # type: ignore[no-untyped-def]  # a closure over the rows
+        def change(out: Tensor) -> Tensor:
+            out = out.clone()
+            out[self._rows, self._columns] += delta.to(out)[self._owner]
+            return out
+
+        return change
+
+
+def _average_weights(bare: Sequence[Sequence[bool]]) -> Float[Tensor, "edits rows"]:
+    """Weights that average each edit's rows: half for the bare row, half shared by the others."""
+    weights = torch.zeros(len(bare), sum(len(flags) for flags in bare), dtype=torch.float64)
+    start = 0
+    for edit, flags in enumerate(bare):
+        others = len(flags) - sum(flags)
+        for offset, flag in enumerate(flags):
+            alone = others == 0 or not any(flags)
+            share = 1.0 if alone else 0.5
+            weights[edit, start + offset] = share / (sum(flags) if flag else others)
+        start += len(flags)
+    return weights

@@ -1,0 +1,75 @@
+"""What lives across the batches of a run: the keys of earlier edits, per layer.
+
+Pure tensor code. Keys are kept as rows, so that undoing an edit drops its rows; once there are more rows
+than neurons only their second moment is kept, so that cost and memory stay flat however long the run is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from nmke.types import Gram, Keys
+
+
+@dataclass(frozen=True)
+class KeyMemory:
+    """Keys of all earlier edits of one layer.
+
+    Args:
+        rows: The latest keys, [edits, d_mlp], float32.
+        gram: Sum of k kᵀ over older keys that are no longer kept as rows, [d_mlp, d_mlp] float64, or None.
+        count: Number of keys in all.
+    """
+
+    rows: Keys
+    gram: Gram | None = None
+    count: int = 0
+
+    @classmethod
+    def empty(cls, d_mlp: int, device: torch.device | str = "cpu") -> KeyMemory:
+        """A memory of nothing."""
+        return cls(torch.zeros(0, d_mlp, device=device))
+
+    def remember(self, keys: Keys) -> KeyMemory:
+        """The memory with `keys` added."""
+        rows = torch.cat([self.rows, keys.to(self.rows)])
+        count = self.count + len(keys)
+        if len(rows) <= rows.shape[1]:
+            return replace(self, rows=rows, count=count)
+        double = rows.double()
+        gram = double.T @ double
+        return KeyMemory(rows[:0], gram if self.gram is None else self.gram + gram, count)
+
+    def moment(self) -> Gram:
+        """Sum of k kᵀ over every key, [d_mlp, d_mlp], float64."""
+        double = self.rows.double()
+        gram = double.T @ double
+        return gram if self.gram is None else gram + self.gram
+
+    def submatrix(self, index: Tensor) -> Gram:
+        """`moment()[index][:, index]` without building the rest, float64."""
+        part = self.rows[:, index].double()
+        gram = part.T @ part
+        return gram if self.gram is None else gram + self.gram[index][:, index]
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """Key memories of all edited layers."""
+
+    memories: Mapping[int, KeyMemory] = field(default_factory=dict)
+
+    def memory(self, layer: int, d_mlp: int, device: torch.device | str = "cpu") -> KeyMemory:
+        """The memory of `layer`, empty at first."""
+        return self.memories.get(layer) or KeyMemory.empty(d_mlp, device)
+
+    def remember(self, keys: Mapping[int, Keys]) -> SolverState:
+        """The state with each layer's keys added."""
+        memories = dict(self.memories)
+        for layer, rows in keys.items():
+            memories[layer] = self.memory(layer, rows.shape[1], rows.device).remember(rows)
+        return SolverState(memories)

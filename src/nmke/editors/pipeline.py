@@ -1,0 +1,240 @@
+"""The one loop that every locate-then-edit method runs through: locate, keys, targets, solve, write.
+
+Compute, then commit: `compute_updates` leaves the model exactly as it found it (the writes it needs between
+layers are taken back bit by bit); the session alone commits what it returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nmke.attribution import neuron_scores, read_out
+from nmke.config import EditConfig
+from nmke.editors.keys import KeyPass
+from nmke.editors.memory import SolverState
+from nmke.editors.method import Method
+from nmke.editors.rows import prompt_rows
+from nmke.editors.targets import Targets, optimise_targets
+from nmke.errors import NumericsError
+from nmke.masking.select import select_neurons
+from nmke.models.load import EditableModel
+from nmke.models.replay import Site
+from nmke.models.tokens import pad_batch
+from nmke.models.weights import DownProjection
+from nmke.progress import Progress, quiet
+from nmke.stats.covariance import LayerStats
+from nmke.types import EditRequest, Keys, LayerUpdate, NeuronMask
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What one batch would write, and what led to it.
+
+    Args:
+        updates: One update per edited layer, in the order of writing.
+        memory_keys: Keys after the write, per layer, for the memory of earlier edits.
+        targets: Target values and how the optimisation ended.
+        masks: Selected neurons per layer; empty without a mask.
+        score_summaries: Mean, highest and share of positive scores per layer, for the record.
+        seconds: Time of each stage.
+    """
+
+    updates: tuple[LayerUpdate, ...]
+    memory_keys: dict[int, Keys]
+    targets: Targets
+    masks: dict[int, NeuronMask]
+    score_summaries: dict[int, dict[str, float]]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def default_layers(n_layers: int) -> tuple[int, ...]:
+    """Five layers at the relative depth that the papers use for Llama (4-8 of 32), fewer in small models."""
+    if n_layers <= 5:
+        return (max(0, n_layers // 2 - 1),)
+    first = max(1, round(0.13 * n_layers))
+    return tuple(range(first, min(first + 5, n_layers - 1)))
+
+
+def target_site(model: EditableModel, config: EditConfig, layers: Sequence[int]) -> Site:
+    """Where target values live: see `EditConfig.targets`; a norm behind the MLP forces joint targets."""
+    if config.targets == "joint":
+        return "down_proj"
+    direct = all(model.layout.layers[i].direct_write for i in layers)
+    return "block" if config.targets == "spread" or direct else "down_proj"
+
+
+def compute_updates(
+    model: EditableModel,
+    method: Method,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    stats: Mapping[int, LayerStats],
+    state: SolverState,
+    config: EditConfig,
+    turn: int = 0,
+    progress: Progress = quiet,
+) -> BatchResult:
+    """What `method` would write for a batch of requests; the model is left as it was.
+
+    Args:
+        model: The model as it is now.
+        method: Solver and kind of method.
+        requests: The batch.
+        contexts: Prefixes of every prompt, the first one empty.
+        stats: Key statistics of every edited layer.
+        state: Memory of earlier edits.
+        config: Resolved settings, with `layers` given.
+        turn: Number of the batch in its run.
+        progress: Told about each stage.
+
+    Raises:
+        NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
+        RequestError: If a prompt does not fit the model.
+    """
+    assert config.layers is not None
+    layers, clock = config.layers, Stopwatch()
+    site = target_site(model, config, layers)
+    with clock.stage("targets"):
+        where = layers if site == "down_proj" else layers[-1:]
+        targets = optimise_targets(model, requests, contexts, where, site, config, progress)
+    with clock.stage("attribution"):
+        masks, summaries = choose_neurons(model, requests, contexts, config, turn)
+    with clock.stage("keys"):
+        rows = KeyPass(model, requests, contexts, layers)
+    solve = _Solve(method, stats, state, masks, config, tuple(r.id for r in requests), clock)
+    updates: list[LayerUpdate] = []
+    with ProvisionalWrites(model) as writes:
+        if site == "down_proj":
+            with clock.stage("keys"):
+                keys, _ = rows.collect(targets.deltas)
+            updates = [solve(layer, keys[layer], targets.deltas[layer].double()) for layer in layers]
+            for update in updates:
+                writes.add(update)
+        else:
+            for position, layer in enumerate(layers):
+                with clock.stage("keys"):
+                    keys, current = rows.collect()
+                missing = targets.values[layers[-1]].double() - current
+                update = solve(layer, keys[layer], missing / (len(layers) - position))
+                writes.add(update)
+                updates.append(update)
+        with clock.stage("keys"):
+            memory_keys = {i: k.float() for i, k in rows.collect()[0].items()}
+    return BatchResult(tuple(updates), memory_keys, targets, masks, summaries, clock.seconds)
+
+
+def choose_neurons(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    config: EditConfig,
+    turn: int = 0,
+) -> tuple[dict[int, NeuronMask], dict[int, dict[str, float]]]:
+    """The neurons of each edited layer that this batch may write into, and a summary of their scores.
+
+    Args:
+        model: The model as it is now.
+        requests: The batch; every context times every prompt is attributed.
+        contexts: Prefixes, the first one empty.
+        config: Mask and attribution settings.
+        turn: Number of the batch, so that random masks differ between batches.
+
+    Returns:
+        Masks and score summaries per layer; both empty for mask "none".
+    """
+    assert config.layers is not None
+    if config.mask == "none":
+        return {}, {}
+    score = neuron_scores.get(config.attribution)
+    rows = [(request, row) for request in requests for row in prompt_rows(model, request, contexts)]
+    batch = pad_batch([row.ids for _, row in rows], model.encoder.pad_id, device=model.device)
+    columns, targets = None, None
+    if config.attribution_token == "subject":
+        columns = torch.tensor([row.anchor for _, row in rows], device=model.device)
+    if config.attribution_target == "new":
+        first = [model.encoder.encode_target(r.text, r.target_new)[0] for r, _ in rows]
+        targets = torch.tensor(first, device=model.device)
+    readout = read_out(model, batch, config.layers, columns, targets)
+    masks: dict[int, NeuronMask] = {}
+    summaries: dict[int, dict[str, float]] = {}
+    for layer in config.layers:
+        scores = score(readout, layer, config.amplification)
+        masks[layer] = select_neurons(scores, config, seed=config.seed + 7919 * turn + layer)
+        positive = float((scores > 0).float().mean())
+        summaries[layer] = {"mean": float(scores.mean()), "max": float(scores.max()), "positive": positive}
+    return masks, summaries
+
+
+class ProvisionalWrites:
+    """Writes that are taken back, bit for bit, when the context ends."""
+
+    def __init__(self, model: EditableModel) -> None:
+        self._model = model
+        self._before: list[tuple[DownProjection, Tensor, Tensor]] = []
+
+    def __enter__(self) -> ProvisionalWrites:
+        return self
+
+    def add(self, update: LayerUpdate) -> None:
+        """Write one update."""
+        projection = DownProjection(self._model.layout.layers[update.layer].down_proj)
+        index = update.columns.nonzero().squeeze(1)
+        self._before.append((projection, index, projection.columns(index)))
+        projection.add(update.left, update.right)
+
+    def __exit__(self, *_: object) -> None:
+        for projection, index, columns in reversed(self._before):
+            projection.restore(index, columns)
+
+
+@dataclass(frozen=True)
+class _Solve:
+    method: Method
+    stats: Mapping[int, LayerStats]
+    state: SolverState
+    masks: Mapping[int, NeuronMask]
+    config: EditConfig
+    ids: tuple[str, ...]
+    clock: Stopwatch
+
+    def __call__(self, layer: int, keys: Keys, residuals: Float[Tensor, "edits d_model"]) -> LayerUpdate:
+        mask = self.masks.get(layer)
+        memory = self.state.memory(layer, keys.shape[1], keys.device)
+        keep = None if mask is None else mask.keep
+        with self.clock.stage("solve"):
+            try:
+                right = self.method.solver.directions(keys, self.stats[layer], memory, keep, self.config)
+            except NumericsError as error:
+                raise NumericsError(f"edits {_named(self.ids)}, layer {layer}: {error}") from error
+        if not bool(torch.isfinite(right).all() and torch.isfinite(residuals).all()):
+            raise NumericsError(
+                f"edits {_named(self.ids)}, layer {layer}: the update is not finite; lower `lr` or raise `l2`"
+            )
+        return LayerUpdate(layer, residuals.T.float().contiguous(), right.float().contiguous(), mask)
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the time of named stages."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what happens inside towards `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]}..{ids[-1]} ({len(ids)})"

@@ -1,0 +1,262 @@
+"""Target values: what the edited layers should write at the subject's last token so that the model says the answer.
+
+Source: ROME, arXiv:2202.05262, eq. 4, with MEMIT's settings (arXiv:2210.07229, sec. 4.3): Adam on a vector
+`delta` that starts at 0; loss = mean NLL of the target over the contexts + kl_factor · KL(before‖after) on
+"{subject} is a" + weight_decay · ‖delta‖/‖h0‖²; stops below `stop_loss`; after each step ‖delta‖ is clipped
+to clamp · ‖h0‖. z* = h0 + delta.
+Differs: the KL is read at the prompt's last token, as the paper's text has it. Rows whose subject ends at
+position 0 are left out (attention sink). All edits of a batch are optimised together, each stops on its own
+and leaves the batch, and only what comes behind the subject in the layers behind the edit is run again.
+`joint` targets (ours): one delta per edited layer at its down-projection's output, optimised together; right
+also where a norm stands between the MLP and the residual stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nmke.config import EditConfig
+from nmke.editors.rows import kl_row, prompt_rows
+from nmke.errors import NumericsError
+from nmke.models.load import EditableModel
+from nmke.models.replay import AnchoredRows, Replay, Site, open_replay
+from nmke.models.tokens import length_buckets
+from nmke.progress import Progress, Task, quiet
+from nmke.types import EditRequest
+
+COMPACT_BELOW = 0.8  # rows are dropped from the batch once fewer than this share is still being optimised
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The result of the optimisation for a batch of edits.
+
+    Args:
+        site: Where the deltas are added.
+        layers: The layers they are added at.
+        deltas: Per layer, [edits, d_model].
+        values: Per layer, h0 + delta, [edits, d_model].
+        losses: Last loss of each edit, nats.
+        probabilities: Probability of the target (geometric mean over tokens and contexts) at that loss.
+        steps: Forward passes each edit took.
+    """
+
+    site: Site
+    layers: tuple[int, ...]
+    deltas: dict[int, Float[Tensor, "edits d_model"]]
+    values: dict[int, Float[Tensor, "edits d_model"]]
+    losses: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EditRows:
+    """Rows of one edit and where its loss is read.
+
+    Args:
+        ids: Token ids per row; the last row is the KL prompt.
+        anchors: Index of the subject's last token per row.
+        reads: (row, column in the tail, target token) of every target token.
+        kl_column: Column in the tail of the KL prompt's last token.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    anchors: tuple[int, ...]
+    reads: tuple[tuple[int, int, int], ...]
+    kl_column: int
+
+    @property
+    def tail(self) -> int:
+        """Tokens of the longest tail."""
+        return max(len(ids) - anchor for ids, anchor in zip(self.ids, self.anchors, strict=True))
+
+
+def edit_rows(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> EditRows:
+    """Tokenise one request for the optimisation."""
+    ids, anchors, reads = [], [], []
+    target = model.encoder.encode_target(request.text, request.target_new)
+    for number, row in enumerate(prompt_rows(model, request, contexts)):
+        ids.append((*row.ids, *target[:-1]))
+        anchors.append(row.anchor)
+        first = len(row.ids) - 1 - row.anchor
+        reads += [(number, first + offset, token) for offset, token in enumerate(target)]
+    kl = kl_row(model, request, contexts)
+    ids.append(kl.ids)
+    anchors.append(kl.anchor)
+    return EditRows(tuple(ids), tuple(anchors), tuple(reads), len(kl.ids) - 1 - kl.anchor)
+
+
+def optimise_targets(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layers: Sequence[int],
+    site: Site,
+    config: EditConfig,
+    progress: Progress = quiet,
+) -> Targets:
+    """Target values of a batch; the model is not changed.
+
+    Args:
+        model: The model as it is now.
+        requests: The batch.
+        contexts: Prefixes, the first one empty.
+        layers: Where deltas live: the last edited layer (site "block"), or every edited layer ("down_proj").
+        site: See `layers`.
+        config: steps, lr, clamp, weight_decay, kl_factor, stop_loss, token_budget.
+        progress: Told after every step.
+
+    Raises:
+        NumericsError: If a loss is not finite; names the edit.
+        RequestError: If a prompt does not fit the model.
+    """
+    rows = [edit_rows(model, request, contexts) for request in requests]
+    groups = length_buckets([len(r.ids) * r.tail for r in rows], config.token_budget)
+    found: dict[int, _Edit] = {}
+    with progress.task("target values", total=len(requests)) as task:
+        for group in groups:
+            edits = [_Edit(index, rows[index], requests[index].id) for index in group]
+            _optimise_group(model, edits, layers, site, config, task)
+            found.update({edit.index: edit for edit in edits})
+    done = [found[index] for index in range(len(requests))]
+    return Targets(
+        site,
+        tuple(layers),
+        {layer: torch.stack([e.delta[s] for e in done]).detach() for s, layer in enumerate(layers)},
+        {
+            layer: torch.stack([(e.start + e.delta)[s] for e in done]).detach()
+            for s, layer in enumerate(layers)
+        },
+        tuple(e.loss for e in done),
+        tuple(e.probability for e in done),
+        tuple(e.steps for e in done),
+    )
+
+
+class _Edit:
+    """One edit while it is being optimised."""
+
+    def __init__(self, index: int, rows: EditRows, name: str) -> None:
+        self.index, self.rows, self.name = index, rows, name
+        self.start = torch.empty(0)
+        self.delta = torch.empty(0)
+        self.loss, self.probability, self.steps = float("inf"), 0.0, 0
+        self.kl_before = torch.empty(0)
+        self.done = False
+
+
+def _optimise_group(
+    model: EditableModel,
+    edits: list[_Edit],
+    layers: Sequence[int],
+    site: Site,
+    config: EditConfig,
+    task: Task,
+) -> None:
+    batch = _Batch(model, edits, open_replay(model, _join(edits), layers, site))
+    for edit, start in zip(edits, batch.reference_anchors(layers), strict=True):
+        edit.start = start
+        edit.delta = torch.zeros_like(start).requires_grad_()
+    optimizer = torch.optim.Adam([edit.delta for edit in edits], lr=config.lr)
+    for step in range(1, config.steps + 1):
+        losses = batch.losses(layers, config, first=step == 1)
+        for edit, loss in zip(batch.edits, losses, strict=True):
+            edit.loss, edit.steps = float(loss), step
+            if not math.isfinite(edit.loss):
+                raise NumericsError(
+                    f"edit {edit.name!r}: the target optimisation's loss is {edit.loss} at step {step}; "
+                    "lower `lr` or load the model in float32"
+                )
+            edit.done = edit.loss < config.stop_loss or step == config.steps
+            if edit.done:
+                task.advance(1, f"p = {edit.probability:.2f}")
+        if all(edit.done for edit in batch.edits):
+            return
+        optimizer.zero_grad()
+        torch.stack([x for e, x in zip(batch.edits, losses, strict=True) if not e.done]).sum().backward()
+        optimizer.step()
+        _clip([edit for edit in batch.edits if not edit.done], config.clamp)
+        batch = batch.without_done()
+
+
+@torch.no_grad()
+def _clip(edits: Sequence[_Edit], clamp: float) -> None:
+    for edit in edits:
+        limit = clamp * edit.start.norm(dim=-1, keepdim=True)
+        norm = edit.delta.norm(dim=-1, keepdim=True)
+        edit.delta.mul_((limit / norm.clamp(min=1e-30)).clamp(max=1.0))
+
+
+def _join(edits: Sequence[_Edit]) -> AnchoredRows:
+    return AnchoredRows(
+        tuple(ids for edit in edits for ids in edit.rows.ids),
+        tuple(anchor for edit in edits for anchor in edit.rows.anchors),
+    )
+
+
+class _Batch:
+    """The edits being optimised, with the places in their rows where losses are read."""
+
+    def __init__(self, model: EditableModel, edits: list[_Edit], replay: Replay) -> None:
+        self.model, self.edits, self.replay = model, edits, replay
+        counts = [len(edit.rows.ids) for edit in edits]
+        self.starts = [sum(counts[:i]) for i in range(len(edits))]
+        device = model.device
+        self.owner = torch.repeat_interleave(torch.arange(len(edits)), torch.tensor(counts)).to(device)
+        reads = [
+            (start + row, column, token, edit)
+            for edit, (start, e) in enumerate(zip(self.starts, edits, strict=True))
+            for row, column, token in e.rows.reads
+        ]
+        self.read_rows, self.read_columns, self.tokens, self.read_owner = torch.tensor(reads, device=device).T
+        ends = [start + count - 1 for start, count in zip(self.starts, counts, strict=True)]
+        self.kl_rows = torch.tensor(ends, device=device)
+        self.kl_columns = torch.tensor([e.rows.kl_column for e in edits], device=device)
+
+    def reference_anchors(self, layers: Sequence[int]) -> list[Tensor]:
+        """What stood at the sites of each edit's reference row, [sites, d_model] float32."""
+        stacked = torch.stack([self.replay.anchors[layer] for layer in layers], dim=1).float()
+        return [stacked[start].clone() for start in self.starts]
+
+    def losses(self, layers: Sequence[int], config: EditConfig, *, first: bool) -> Tensor:
+        """Loss of each edit in nats, [edits]; remembers target probabilities, and the KL's base at first."""
+        delta = torch.stack([edit.delta for edit in self.edits])
+        hidden = self.replay.run({layer: delta[:, s][self.owner] for s, layer in enumerate(layers)})
+        log_p = self._log_probabilities(hidden[self.read_rows, self.read_columns])
+        target = -log_p.gather(1, self.tokens[:, None])[:, 0]
+        counts = torch.bincount(self.read_owner, minlength=len(self.edits)).to(target)
+        nll = torch.zeros_like(counts).index_add(0, self.read_owner, target) / counts
+        after = self._log_probabilities(hidden[self.kl_rows, self.kl_columns])
+        if first:
+            for edit, row in zip(self.edits, after.detach(), strict=True):
+                edit.kl_before = row
+        before = torch.stack([edit.kl_before for edit in self.edits])
+        kl = (before.exp() * (before - after)).sum(dim=1)
+        for edit, value in zip(self.edits, nll.tolist(), strict=True):
+            edit.probability = math.exp(-value) if math.isfinite(value) else 0.0
+        start = torch.stack([edit.start for edit in self.edits])
+        weight = (delta.norm(dim=2) / start.norm(dim=2).pow(2)).mean(dim=1)
+        return nll + config.kl_factor * kl + config.weight_decay * weight
+
+    def _log_probabilities(self, hidden: Tensor) -> Tensor:
+        layout = self.model.layout
+        return torch.log_softmax(
+            layout.logit_map.apply(layout.unembedding(layout.final_norm(hidden))).float(), 1
+        )
+
+    def without_done(self) -> _Batch:
+        """The batch without finished edits, once enough of it is finished to be worth it."""
+        active = [i for i, edit in enumerate(self.edits) if not edit.done]
+        if len(active) > COMPACT_BELOW * len(self.edits):
+            return self
+        rows = [
+            r for i in active for r in range(self.starts[i], self.starts[i] + len(self.edits[i].rows.ids))
+        ]
+        return _Batch(self.model, [self.edits[i] for i in active], self.replay.select(rows))

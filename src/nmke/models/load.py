@@ -1,0 +1,400 @@
+"""From a name to a model that can be edited: hub id, local folder, GGUF file or built-in name.
+
+Precision, device, evaluation mode and what is refused are decided here; text goes through `tokens.py`,
+structure through `layout.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nmke.errors import ConfigError, LayoutError, MemoryPlanError, NumericsError, RequestError, unknown_name
+from nmke.models.builtin import BUILTIN_MODELS, builtin_folder, no_progress_bars, read_gguf
+from nmke.models.cache import weights_fingerprint
+from nmke.models.tokens import TextEncoder, TokenBatch, length_buckets, pad_batch
+
+if TYPE_CHECKING:
+    from nmke.models.layout import ModelLayout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+GENERATION_TOKEN_BUDGET = 8192
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass
+class EditableModel:
+    """A causal language model with all that editing needs to know about it.
+
+    Args:
+        model: The transformers model, in evaluation mode, without gradients on its parameters.
+        tokenizer: Its tokenizer, unchanged.
+        encoder: The one way from text to ids.
+        layout: Where layers, down-projections, norm and unembedding are.
+        name: Short name for tables and folders.
+        source: What was asked for: built-in name, absolute path or hub id.
+        path: Folder or file it was read from, None for the hub and for models made in Python.
+        dtype: Type of the parameters.
+        device: Where the input goes.
+        replayable: Whether `nmke.models.replay` reproduces it; None until tried.
+    """
+
+    model: Any
+    tokenizer: Any
+    encoder: TextEncoder
+    layout: ModelLayout
+    name: str
+    source: str
+    path: Path | None
+    dtype: torch.dtype
+    device: torch.device
+    replayable: bool | None = None
+
+    @classmethod
+    def wrap(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        name: str = "custom",
+        source: str | None = None,
+        path: Path | None = None,
+    ) -> EditableModel:
+        """Make a loaded model editable; it is put into evaluation mode and its gradients are switched off.
+
+        Raises:
+            LayoutError: If the model's structure is not one that can be edited.
+        """
+        from nmke.models.layout import probe_layout
+
+        model.eval()
+        model.requires_grad_(False)
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            encoder=TextEncoder(tokenizer),
+            layout=probe_layout(model),
+            name=name,
+            source=source or name,
+            path=path,
+            dtype=model.dtype,
+            device=model.get_input_embeddings().weight.device,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 over names, types, shapes and bytes of all weights, as they are at the first call."""
+        return weights_fingerprint(self.model)
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens the model can read, None where its config gives no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def inputs(self, batch: TokenBatch) -> dict[str, Any]:
+        """Keyword arguments of a forward pass over `batch`, without a key-value cache."""
+        named = dict(batch.model_inputs)
+        if not self._takes_positions:
+            del named["position_ids"]
+        return {**named, "use_cache": False}
+
+    def generate(
+        self,
+        prompts: list[str],
+        max_new_tokens: int,
+        *,
+        do_sample: bool = False,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        stop_at_newline: bool = False,
+    ) -> list[str]:
+        """Continue each prompt; greedy answers are those the prompts would get one by one.
+
+        Args:
+            prompts: Plain text, not chat turns.
+            max_new_tokens: Most tokens to add to each.
+            do_sample: Draw from the full distribution instead of taking the likeliest token.
+            seed: Makes the draws repeatable; torch's own generator is left as it was.
+            temperature: Divides the logits when sampling.
+            stop_at_newline: End each answer before the first line break that follows visible text.
+
+        Returns:
+            The new text only, in the prompts' order.
+
+        Raises:
+            RequestError: If a prompt is empty, or too long for the model.
+        """
+        rows = [self.encoder.encode(prompt) for prompt in prompts]
+        self._check_lengths(rows, max_new_tokens)
+        answers = [""] * len(rows)
+        settings = self._generation_settings(max_new_tokens, do_sample, temperature)
+        lengths = [len(row) + max_new_tokens for row in rows]
+        with _seeded(seed, self.device):
+            for bucket in length_buckets(lengths, GENERATION_TOKEN_BUDGET):
+                texts = self._generate_batch([rows[i] for i in bucket], settings, stop_at_newline)
+                for index, text in zip(bucket, texts, strict=True):
+                    answers[index] = text
+        return answers
+
+    def _generate_batch(self, rows: list[list[int]], settings: Any, stop_at_newline: bool) -> list[str]:
+        batch = pad_batch(rows, self.encoder.pad_id, "left", self.device)
+        width = batch.input_ids.shape[1]
+
+        def ended(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+            texts = [self._decode(row, settings) for row in ids[:, width:].tolist()]
+            return torch.tensor([_first_line(text) != text for text in texts], device=ids.device)
+
+        output = self.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            generation_config=settings,
+            stopping_criteria=[ended] if stop_at_newline else None,
+        )
+        texts = [self._decode(row, settings) for row in output[:, width:].tolist()]
+        return [_first_line(text) for text in texts] if stop_at_newline else texts
+
+    def _decode(self, ids: list[int], settings: Any) -> str:
+        """Text up to the first end-of-text token."""
+        ends = settings.eos_token_id or ()
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return str(
+            self.tokenizer.decode(ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    def _generation_settings(self, max_new_tokens: int, do_sample: bool, temperature: float) -> Any:
+        """Settings that spell out what instruct models' own defaults change: draws, penalties, cut-offs."""
+        from transformers import GenerationConfig
+
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}; ask for at least 1 new token")
+        own = self.model.generation_config.eos_token_id
+        ends = own if isinstance(own, list) else [own, self.tokenizer.eos_token_id]
+        draws = {"temperature": temperature, "top_k": 0, "min_p": 0.0}
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            num_beams=1,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=sorted({token for token in ends if token is not None}) or None,
+            pad_token_id=self.encoder.pad_id,
+            **(draws if do_sample else {"temperature": 1.0, "top_k": 50}),
+        )
+
+    def _check_lengths(self, rows: list[list[int]], max_new_tokens: int) -> None:
+        longest = max(map(len, rows), default=0)
+        if self.context_length is not None and longest + max_new_tokens > self.context_length:
+            raise RequestError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones were asked for, but {self.name} "
+                f"reads {self.context_length} tokens; shorten the prompt or ask for fewer"
+            )
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+) -> EditableModel:
+    """Load a model for editing; the source itself is only read.
+
+    Args:
+        source: Built-in name, `.gguf` file, local folder, or hub id, looked up in this order.
+        dtype: "float32", "bfloat16", or "auto" for the type it was saved in.
+        device: "auto" (CUDA if there is any), "cpu", "cuda", "cuda:1".
+        device_map: Spread the layers over devices, as accelerate does; `device` is then not used.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        RequestError: If the source does not exist or lacks a file, or its weights are pickled.
+        ConfigError: If dtype or device is unknown or not there.
+        LayoutError: If the model needs its own code, is quantised, or has a structure that cannot be edited.
+        NumericsError: If a weight is NaN or infinite.
+        MemoryPlanError: If the model does not fit on the device.
+    """
+    target = _check_device(device)
+    torch_dtype = _check_dtype(dtype)
+    path = _find(source)
+    options = {"revision": revision} if path is None and revision else {}
+    with _explained(source, path):
+        if path is not None and path.is_file():
+            model, tokenizer = read_gguf(path, torch_dtype, device_map)
+        else:
+            model, tokenizer = _read_folder(str(path or source), torch_dtype, device_map, options)
+        if device_map is None:
+            model.to(target)
+    _check_finite(model)
+    origin = source if source in BUILTIN_MODELS or path is None else str(path)
+    return EditableModel.wrap(model, tokenizer, Path(origin).name.removesuffix(".gguf"), origin, path)
+
+
+def _check_dtype(dtype: str) -> Any:
+    if dtype not in DTYPES:
+        raise ConfigError(unknown_name("dtype", dtype, DTYPES))
+    return DTYPES[dtype]
+
+
+def _check_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device {device!r} was asked for, {found} CUDA devices were found; use 'cpu'")
+    return chosen
+
+
+def _find(source: str) -> Path | None:
+    """Local place of the source, or None when it is to be looked up on the hub."""
+    if source in BUILTIN_MODELS:
+        return builtin_folder(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        _check_folder(path)
+        return path.resolve()
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return path.resolve()
+        raise RequestError(f"{source!r} is a file, but not in GGUF format; name a GGUF file or a folder")
+    if not HUB_ID.fullmatch(source) or path.suffix.lower() == ".gguf":
+        raise RequestError(
+            f"no model at {source!r}: there is no such folder or file, and it is no hub id; check the path, "
+            f"or use a built-in model: {', '.join(BUILTIN_MODELS)}"
+        )
+    return None
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that lacks what a model needs, before transformers guesses."""
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        cure = "merge the adapter into its base first" if adapter else "give a folder saved by transformers"
+        raise RequestError(f"model folder {str(folder)!r} has no config.json; {cure}")
+    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
+    if not any(folder.glob("*.safetensors")) and pickled:
+        raise RequestError(
+            f"model folder {str(folder)!r} has only pickled weights ({pickled[0]}), which can run code when "
+            "read; convert them where you trust them: AutoModelForCausalLM.from_pretrained(folder)"
+            ".save_pretrained(new_folder)"
+        )
+    missing = _missing_weights(folder)
+    if missing:
+        raise RequestError(f"model folder {str(folder)!r} has no {missing[0]}; copy the weights again")
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """Names of the safetensors files that should be in the folder and are not."""
+    index = folder / "model.safetensors.index.json"
+    expected = {"model.safetensors"}
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        expected = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(name for name in expected if not (folder / name).is_file())
+
+
+def _read_folder(
+    place: str, dtype: torch.dtype | str, device_map: str | dict[str, Any] | None, options: dict[str, str]
+) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        raise LayoutError(
+            f"{place!r} is quantised ({dict(quantised).get('quant_method', 'unknown method')}); "
+            "edit the model it was made from and quantise the result"
+        )
+    with no_progress_bars():
+        model, found = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise RequestError(
+            f"the weights of {place!r} lack {len(missing)} tensors ({', '.join(missing[:3])}); "
+            "the folder is incomplete or its config.json belongs to another model"
+        )
+    return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _explained(source: str, path: Path | None) -> Iterator[None]:
+    """Turn what transformers raises on a bad source into one line with a cure."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise RequestError(f"the weights of {source!r} are damaged ({error}); copy them again") from error
+    except torch.OutOfMemoryError as error:
+        raise MemoryPlanError(
+            f"{source!r} does not fit on the device; use dtype='bfloat16', device_map='auto', or device='cpu'"
+        ) from error
+    except OSError as error:
+        raise RequestError(_not_found(source, path, error)) from error
+    except (ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise LayoutError(
+            f"{source!r} cannot be loaded as a causal language model ({_first_line(str(error))}); "
+            "a model that needs its own code, or is not causal, cannot be edited"
+        ) from error
+
+
+def _not_found(source: str, path: Path | None, error: OSError) -> str:
+    reason = _first_line(str(error))
+    if path is not None:
+        return f"model {str(path)!r} cannot be read ({reason}); save model and tokenizer there again"
+    if "/" not in source:
+        return f"{unknown_name('model', source, BUILTIN_MODELS)}, a hub id or a local path ({reason})"
+    return f"hub model {source!r} cannot be read ({reason}); check id, network, HF_TOKEN, HF_HUB_OFFLINE"
+
+
+def _check_finite(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise LayoutError(
+                f"weight {name!r} is not in memory but offloaded; "
+                "use a device_map that keeps every layer on a device"
+            )
+        if not torch.isfinite(parameter.sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
+            raise NumericsError(f"weight {name!r} holds NaN or infinity; restore the model from a sound copy")
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _first_line(text: str) -> str:
+    """`text` before the first line break that follows something visible."""
+    start = len(text) - len(text.lstrip())
+    return text[:start] + text[start:].partition("\n")[0]

@@ -1,0 +1,351 @@
+"""Run the blocks up to a layer once, then replay only those behind it.
+
+What a decoder block is called with (masks, positions, rotary tables) is recorded during one ordinary
+forward pass, so a replay asks nothing of the architecture. `TailReplay` goes further: every token before
+the anchor (the subject's last token) is unaffected by what is added at the anchor, so their keys and
+values are kept in a frozen cache and only the tail is run again. `WholeForward` gives the same numbers
+by plain full forward passes; it is the slow twin in tests and the way out for a model whose blocks
+cannot be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from nmke.models.layout import ModelLayout
+from nmke.models.load import EditableModel
+from nmke.models.tokens import TokenBatch, pad_batch
+from nmke.models.tracing import first_tensor, record_inputs, replace_output, stop_after
+
+Site = Literal["block", "down_proj"]
+
+
+class FrozenPrefixLayer(DynamicLayer):
+    """Keys and values of the tokens before the anchor; an update joins them to new ones and keeps nothing."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The frozen prefix followed by the new states, [batch, heads, prefix + new, d_head]."""
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+@dataclass(frozen=True)
+class BlockReplay:
+    """Recorded calls of the blocks from `first` on, ready to be run again on other hidden states.
+
+    Args:
+        layout: The model's parts.
+        first: Index of the first block that can be replayed.
+        hidden: What block `first` received, [batch, seq, d_model].
+        calls: For each block from `first` on, its other positional and keyword arguments.
+    """
+
+    layout: ModelLayout
+    first: int
+    hidden: Tensor
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+
+    @classmethod
+    def record(
+        cls,
+        model: EditableModel,
+        inputs: Mapping[str, Any],
+        first: int,
+        last: int | None = None,
+        through_norm: bool = False,
+    ) -> BlockReplay:
+        """Run one forward pass without gradients and keep what the blocks `first`..`last` were called with.
+
+        The pass ends behind block `last`, or behind the final norm with `through_norm`.
+        """
+        blocks = [parts.block for parts in model.layout.layers]
+        last = len(blocks) - 1 if last is None else last
+        seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        start: list[Tensor] = []
+
+        def hook_for(index: int) -> Any:
+            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                hidden, rest, named = _split_hidden(args, kwargs)
+                if index == first:
+                    start.append(hidden.clone())
+                seen[index] = (rest, named)
+
+            return hook
+
+        with ExitStack() as stack:
+            for index in range(first, last + 1):
+                handle = blocks[index].register_forward_pre_hook(hook_for(index), with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(stop_after(model.layout.final_norm if through_norm else blocks[last]))
+            model.model(**inputs)
+        return cls(model.layout, first, start[0], tuple(seen[i] for i in range(first, last + 1)))
+
+    def run(self, hidden: Tensor, last: int | None = None) -> Tensor:
+        """The output of block `last` (default: of the last recorded one) for `hidden` [batch, seq, d_model]."""
+        stop = len(self.calls) if last is None else last - self.first + 1
+        for layer in range(self.first, self.first + stop):
+            hidden = self.run_block(layer, hidden)
+        return hidden
+
+    def run_block(self, layer: int, hidden: Tensor) -> Tensor:
+        """The output of one block for its own input [batch, seq, d_model]."""
+        args, kwargs = self.calls[layer - self.first]
+        return first_tensor(self.layout.layers[layer].block(hidden, *args, **kwargs))
+
+
+def _split_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return args[0], args[1:], dict(kwargs)
+    named = dict(kwargs)
+    return named.pop("hidden_states"), (), named
+
+
+class Replay(Protocol):
+    """Final hidden states of the tail when vectors are added at the anchor."""
+
+    anchors: dict[int, Tensor]
+
+    def run(self, deltas: Mapping[int, Tensor]) -> Tensor:
+        """Hidden states [rows, tail, d_model] before the final norm; `deltas` maps layer to [rows, d_model]."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> Replay:
+        """The same for a part of the rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnchoredRows:
+    """Token rows, each with the index of its anchor; the tail begins at the anchor.
+
+    Args:
+        ids: Token ids of each row.
+        anchors: Index of each row's anchor token.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    anchors: tuple[int, ...]
+
+    @property
+    def tail_lengths(self) -> list[int]:
+        """Tokens from the anchor to the end, per row."""
+        return [len(ids) - anchor for ids, anchor in zip(self.ids, self.anchors, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> AnchoredRows:
+        """The rows named, in that order."""
+        return AnchoredRows(tuple(self.ids[r] for r in rows), tuple(self.anchors[r] for r in rows))
+
+
+class TailReplay:
+    """Replay of the tail behind a frozen prefix.
+
+    Args:
+        model: The model; its weights must not change while the replay is in use.
+        rows: Token rows with their anchors.
+        layers: The layers that receive a delta.
+        site: Where it is added: the block's output or the down-projection's output.
+
+    The anchor stands in column 0 of the tail. `anchors` holds what stood at each site before any delta.
+    """
+
+    def __init__(self, model: EditableModel, rows: AnchoredRows, layers: Sequence[int], site: Site) -> None:
+        self.model, self.rows, self.layers, self.site = model, rows, tuple(layers), site
+        self._prefix = _prefix_states(model, rows)
+        self._record()
+
+    def _record(self) -> None:
+        model, rows = self.model, self.rows
+        first = self.layers[0] + (1 if self.site == "block" else 0)
+        inputs = _tail_inputs(model, rows, self._prefix)
+        modules = (
+            {i: model.layout.layers[i].down_proj for i in self.layers} if self.site == "down_proj" else {}
+        )
+        with _record_columns(modules) as seen:
+            self._replay = BlockReplay.record(model, inputs, first)
+        if self.site == "block":
+            seen = {self.layers[0]: self._replay.hidden[:, 0].clone()}
+        self.anchors = seen
+
+    def run(self, deltas: Mapping[int, Tensor]) -> Tensor:
+        """See `Replay.run`."""
+        hidden = self._replay.hidden
+        if self.site == "block":
+            return self._replay.run(_add_at(hidden, 0, deltas[self.layers[0]]))
+        with ExitStack() as stack:
+            for layer, delta in deltas.items():
+                module = self.model.layout.layers[layer].down_proj
+                stack.enter_context(replace_output(module, lambda out, d=delta: _add_at(out, 0, d)))
+            return self._replay.run(hidden)
+
+    def select(self, rows: Sequence[int]) -> TailReplay:
+        """See `Replay.select`."""
+        part = object.__new__(TailReplay)
+        part.model, part.layers, part.site = self.model, self.layers, self.site
+        part.rows = self.rows.select(rows)
+        part._prefix = _select_prefix(self._prefix, rows, max(part.rows.anchors))
+        part._record()
+        return part
+
+
+class WholeForward:
+    """The same as `TailReplay` by full forward passes, nothing kept between them."""
+
+    def __init__(self, model: EditableModel, rows: AnchoredRows, layers: Sequence[int], site: Site) -> None:
+        self.model, self.rows, self.layers, self.site = model, rows, tuple(layers), site
+        self._batch = pad_batch([list(ids) for ids in rows.ids], model.encoder.pad_id, device=model.device)
+        self._columns = torch.tensor(rows.anchors, device=model.device)
+        self.anchors: dict[int, Tensor] = {}
+        modules = {i: self._module(i) for i in self.layers}
+        with _record_columns(modules, self._columns) as seen, torch.no_grad():
+            model.model(**model.inputs(self._batch))
+        self.anchors = seen
+
+    def _module(self, layer: int) -> nn.Module:
+        parts = self.model.layout.layers[layer]
+        return parts.block if self.site == "block" else parts.down_proj
+
+    def run(self, deltas: Mapping[int, Tensor]) -> Tensor:
+        """See `Replay.run`."""
+        finals: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for layer, delta in deltas.items():
+                change = _adder(self._columns, delta)
+                stack.enter_context(replace_output(self._module(layer), change))
+            finals = stack.enter_context(record_inputs({"norm": self.model.layout.final_norm}))
+            self.model.model(**self.model.inputs(self._batch))
+        tail = max(self.rows.tail_lengths)
+        columns = self._columns[:, None] + torch.arange(tail, device=self._columns.device)
+        columns = columns.clamp(max=self._batch.input_ids.shape[1] - 1)
+        return finals["norm"][torch.arange(len(self.rows.ids), device=columns.device)[:, None], columns]
+
+    def select(self, rows: Sequence[int]) -> WholeForward:
+        """See `Replay.select`."""
+        return WholeForward(self.model, self.rows.select(rows), self.layers, self.site)
+
+
+def open_replay(model: EditableModel, rows: AnchoredRows, layers: Sequence[int], site: Site) -> Replay:
+    """The fastest replay that is exact for this model: see `replay_is_exact`."""
+    return (TailReplay if replay_is_exact(model) else WholeForward)(model, rows, layers, site)
+
+
+def replay_is_exact(model: EditableModel) -> bool:
+    """Whether replaying the tail gives this model's own hidden states; tried once per model on made-up rows."""
+    if model.replayable is None:
+        size = min(model.layout.d_vocab, 50)
+        ids = [tuple((7 * i + 3) % size for i in range(n)) for n in (9, 6, 4)]
+        rows = AnchoredRows(tuple(ids), (5, 3, 0))
+        layer = min(1, model.layout.n_layers - 1)
+        deltas = {layer: torch.ones(3, model.layout.d_model, device=model.device, dtype=model.dtype)}
+        model.replayable = _agree(model, rows, deltas)
+    return model.replayable
+
+
+def _agree(model: EditableModel, rows: AnchoredRows, deltas: Mapping[int, Tensor]) -> bool:
+    layers = list(deltas)
+    try:
+        with torch.no_grad():
+            fast = TailReplay(model, rows, layers, "down_proj").run(deltas)
+            slow = WholeForward(model, rows, layers, "down_proj").run(deltas)
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError):
+        return False  # the architecture passes state between blocks that a replay cannot supply
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    for row, length in enumerate(rows.tail_lengths):
+        scale = slow[row, :length].float().abs().max().clamp(min=1.0)
+        if (fast[row, :length] - slow[row, :length]).float().abs().max() > tolerance * scale:
+            return False
+    return True
+
+
+@contextmanager
+def _record_columns(
+    modules: Mapping[int, nn.Module], columns: Tensor | None = None
+) -> Iterator[dict[int, Tensor]]:
+    """Outputs of the modules at one column per row (default the first), [rows, d_model]."""
+    seen: dict[int, Tensor] = {}
+
+    def hook_for(key: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            out = first_tensor(output)
+            at = torch.zeros(len(out), dtype=torch.long, device=out.device) if columns is None else columns
+            seen[key] = out[torch.arange(len(out), device=out.device), at].detach().clone()
+
+        return hook
+
+    handles = [m.register_forward_hook(hook_for(key)) for key, m in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add_at(hidden: Tensor, column: int, delta: Tensor) -> Tensor:
+    head, at, tail = hidden[:, :column], hidden[:, column], hidden[:, column + 1 :]
+    return torch.cat([head, (at + delta.to(at))[:, None], tail], dim=1)
+
+
+def _adder(columns: Tensor, delta: Tensor) -> Any:
+    def change(out: Tensor) -> Tensor:
+        onehot = torch.zeros(out.shape[:2], device=out.device, dtype=out.dtype)
+        onehot[torch.arange(len(out), device=out.device), columns] = 1
+        return out + onehot[..., None] * delta.to(out)[:, None]
+
+    return change
+
+
+def _prefix_states(model: EditableModel, rows: AnchoredRows) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of the left-padded prefixes, per block [rows, heads, split, d_head]; [] without prefix."""
+    if max(rows.anchors) == 0:
+        return []
+    prefixes = [list(ids[:anchor]) for ids, anchor in zip(rows.ids, rows.anchors, strict=True)]
+    batch = pad_batch(prefixes, model.encoder.pad_id, side="left", device=model.device)
+    cache = DynamicCache()
+    last_block = model.layout.layers[-1].block
+    with torch.no_grad(), stop_after(last_block):
+        model.model(**{**model.inputs(batch), "past_key_values": cache, "use_cache": True})
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _select_prefix(
+    prefix: list[tuple[Tensor, Tensor]], rows: Sequence[int], longest: int
+) -> list[tuple[Tensor, Tensor]]:
+    if longest == 0:
+        return []
+    index = torch.tensor(list(rows), device=prefix[0][0].device)
+    return [(k[index][..., -longest:, :], v[index][..., -longest:, :]) for k, v in prefix]
+
+
+def _tail_inputs(
+    model: EditableModel, rows: AnchoredRows, prefix: list[tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """Inputs of a forward over the tails: right-padded, behind the left-padded prefix."""
+    tails = [list(ids[anchor:]) for ids, anchor in zip(rows.ids, rows.anchors, strict=True)]
+    tail: TokenBatch = pad_batch(tails, model.encoder.pad_id, side="right", device=model.device)
+    if not prefix:
+        return dict(model.inputs(tail))
+    split = max(rows.anchors)
+    anchors = torch.tensor(rows.anchors, device=model.device)
+    before = (torch.arange(split, device=model.device) >= (split - anchors)[:, None]).to(tail.attention_mask)
+    positions = anchors[:, None] + torch.arange(tail.input_ids.shape[1], device=model.device)
+    cache = Cache(layers=[FrozenPrefixLayer(k, v) for k, v in prefix])
+    inputs = dict(model.inputs(tail))
+    inputs["attention_mask"] = torch.cat([before, tail.attention_mask], dim=1)
+    if "position_ids" in inputs:
+        inputs["position_ids"] = positions
+    return {**inputs, "past_key_values": cache, "use_cache": True}

@@ -1,0 +1,42 @@
+"""One way to report progress; the command line and the studio each implement it, libraries only call it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """A running piece of work."""
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        """Some steps are done; `note` is a few words on what just happened."""
+        ...
+
+
+class Progress(Protocol):
+    """Opens tasks."""
+
+    def task(self, title: str, total: float) -> _TaskContext:
+        """A context in which a task of `total` steps runs."""
+        ...
+
+
+class _TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+
+    def __exit__(self, *exception: object) -> bool | None: ...
+
+
+class _Quiet:
+    @contextmanager
+    def task(self, title: str, total: float) -> Iterator[Task]:
+        """A task that nobody watches."""
+        yield self
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        """Nothing to show."""
+
+
+quiet: Progress = _Quiet()

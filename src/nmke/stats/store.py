@@ -1,0 +1,247 @@
+"""Gather key statistics once per model and layer, and keep them on disk.
+
+A cache file belongs to exactly one combination of weights, layer, corpus, token count and dtype: the key
+is a hash over all of them and the file repeats them, so statistics of other weights are never used.
+Gathering is streamed (one window of text at a time), stops after the last edited layer, leaves out
+position 0 (the attention sink) and padding, and resumes where a killed run stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nmke.errors import StatsError
+from nmke.models.cache import atomic_file, cache_dir
+from nmke.models.load import EditableModel
+from nmke.models.tokens import TokenBatch, pad_batch
+from nmke.models.tracing import record_inputs, stop_after
+from nmke.progress import Progress, quiet
+from nmke.stats.corpus import SELF_WRITTEN, WINDOW, Corpus, read_corpus, self_written
+from nmke.stats.covariance import KeyCovariance
+
+logger = logging.getLogger(__name__)
+FORMAT = "nmke.key-covariance/1"
+BATCH_WINDOWS = 16
+CHECKPOINT_EVERY = 32  # batches between saved partial results
+
+
+@dataclass(frozen=True)
+class StatsKey:
+    """Everything that key statistics depend on."""
+
+    weights: str
+    layer: int
+    corpus: str
+    tokens: int
+    dtype: str
+    format: str = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """Hash that names the cache file."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """Which text to use: `source` is "self", a file, or "hf:NAME"; `tokens` how many tokens of it."""
+
+    source: str = SELF_WRITTEN
+    tokens: int = 30_000
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """What identifies the text itself: its content for a file, its recipe when the model writes it."""
+        if self.source == SELF_WRITTEN or not Path(self.source).is_file():
+            return f"{self.source}:{self.seed}"
+        return hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
+
+
+class StatsStore:
+    """The on-disk cache of key statistics.
+
+    Args:
+        root: Folder; defaults to `stats/` in the cache.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or cache_dir() / "stats"
+
+    def path(self, key: StatsKey) -> Path:
+        """Where the statistics of `key` stand or would stand."""
+        return self.root / f"{key.digest}.safetensors"
+
+    def load(self, key: StatsKey) -> KeyCovariance | None:
+        """The cached statistics, or None.
+
+        Raises:
+            StatsError: If the file is damaged or belongs to something else.
+        """
+        return _load(self.path(key), key)
+
+    def save(self, key: StatsKey, covariance: KeyCovariance) -> None:
+        """Write the statistics whole or not at all."""
+        _save(self.path(key), covariance, {**asdict(key), "count": covariance.count})
+
+    def keys_for(self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec) -> dict[int, StatsKey]:
+        """The cache key of each layer."""
+        dtype = str(model.dtype).removeprefix("torch.")
+        return {i: StatsKey(model.fingerprint, i, spec.label, spec.tokens, dtype) for i in layers}
+
+    def missing(self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec) -> list[int]:
+        """The layers that have no statistics yet."""
+        return [i for i, key in self.keys_for(model, layers, spec).items() if not self.path(key).exists()]
+
+    def prepare(
+        self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec, progress: Progress = quiet
+    ) -> dict[int, KeyCovariance]:
+        """Statistics of every layer, gathered when missing.
+
+        Returns:
+            One `KeyCovariance` per layer.
+
+        Raises:
+            StatsError: If a cache file is damaged.
+            RequestError: If the corpus cannot be read.
+        """
+        keys = self.keys_for(model, layers, spec)
+        missing = self.missing(model, layers, spec)
+        if missing:
+            corpus = self.corpus(model, spec, progress)
+            self._gather(model, {i: keys[i] for i in missing}, corpus, spec.tokens, progress)
+        found = {i: self.load(key) for i, key in keys.items()}
+        return {i: covariance for i, covariance in found.items() if covariance is not None}
+
+    def corpus(self, model: EditableModel, spec: CorpusSpec, progress: Progress = quiet) -> Corpus:
+        """The text of `spec`; what the model wrote is kept in the cache."""
+        if spec.source != SELF_WRITTEN:
+            return read_corpus(spec.source, limit_characters=spec.tokens * 8)
+        name = hashlib.sha256(
+            f"{model.fingerprint}:{model.dtype}:{spec.tokens}:{spec.seed}".encode()
+        ).hexdigest()
+        path = self.root / f"corpus-{name[:24]}.json"
+        if path.exists():
+            return Corpus(
+                f"{SELF_WRITTEN}:{spec.tokens}:{spec.seed}", tuple(json.loads(path.read_text("utf-8")))
+            )
+        corpus = self_written(model, spec.tokens, spec.seed, progress)
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(corpus.texts), "utf-8")
+        return corpus
+
+    def _gather(
+        self,
+        model: EditableModel,
+        keys: dict[int, StatsKey],
+        corpus: Corpus,
+        tokens: int,
+        progress: Progress,
+    ) -> None:
+        windows = token_windows(model, corpus, tokens)
+        partials = {i: self.root / f"{key.digest}.partial.safetensors" for i, key in keys.items()}
+        totals, start = self._resume(model, keys, partials)
+        starts = range(start, len(windows), BATCH_WINDOWS)
+        with progress.task(f"key statistics of layers {_span(list(keys))}", total=len(starts)) as task:
+            for number, begin in enumerate(starts, start=1):
+                add_windows(model, totals, windows[begin : begin + BATCH_WINDOWS])
+                task.advance()
+                if number % CHECKPOINT_EVERY == 0:
+                    for i, key in keys.items():
+                        state = {**asdict(key), "count": totals[i].count, "next": begin + BATCH_WINDOWS}
+                        _save(partials[i], totals[i], state)
+        for i, key in keys.items():
+            self.save(key, totals[i])
+            partials[i].unlink(missing_ok=True)
+
+    def _resume(
+        self, model: EditableModel, keys: dict[int, StatsKey], partials: dict[int, Path]
+    ) -> tuple[dict[int, KeyCovariance], int]:
+        found = {i: _load(partials[i], key) for i, key in keys.items() if partials[i].exists()}
+        nexts = {_metadata(partials[i]).get("next", "0") for i in found}
+        if len(found) == len(keys) and len(nexts) == 1:
+            logger.info("resuming key statistics at window %s", next(iter(nexts)))
+            return {i: c for i, c in found.items() if c is not None}, int(next(iter(nexts)))
+        layers = model.layout.layers
+        return {i: KeyCovariance.empty(layers[i].d_mlp, model.device) for i in keys}, 0
+
+
+def token_windows(model: EditableModel, corpus: Corpus, tokens: int) -> list[list[int]]:
+    """The corpus cut into windows of at most `WINDOW` tokens, `tokens` in all; each begins as the model expects."""
+    windows: list[list[int]] = []
+    left = tokens
+    start = model.encoder.prefix_ids
+    for text in corpus.texts:
+        ids = model.encoder.encode(text)[len(start) :]
+        for begin in range(0, len(ids), WINDOW):
+            window = ids[begin : begin + min(WINDOW, left)]
+            if len(window) < 2:
+                continue
+            windows.append([*start, *window])
+            left -= len(window)
+            if left < 2:
+                return windows
+    return windows
+
+
+def add_windows(
+    model: EditableModel, totals: dict[int, KeyCovariance], windows: Sequence[Sequence[int]]
+) -> None:
+    """Add the keys of every token of the windows, except padding and position 0, to each layer's total."""
+    batch = pad_batch([list(w) for w in windows], model.encoder.pad_id, device=model.device)
+    layers = model.layout.layers
+    modules = {i: layers[i].down_proj for i in totals}
+    last = layers[max(totals)].block
+    with torch.no_grad(), record_inputs(modules) as seen, stop_after(last):
+        model.model(**model.inputs(batch))
+    real = _counted(batch)
+    for i, covariance in totals.items():
+        covariance.add(seen[i][real])
+
+
+def _counted(batch: TokenBatch) -> Tensor:
+    return (batch.attention_mask > 0) & (batch.position_ids > 0)
+
+
+def _span(layers: list[int]) -> str:
+    whole = layers == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ", ".join(map(str, layers))
+
+
+def _save(path: Path, covariance: KeyCovariance, metadata: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        tensors = {"total": covariance.total.cpu().contiguous()}
+        save_file(tensors, temporary, metadata={k: str(v) for k, v in metadata.items()})
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _load(path: Path, key: StatsKey) -> KeyCovariance | None:
+    if not path.exists():
+        return None
+    try:
+        metadata = _metadata(path)
+        with safe_open(path, framework="pt") as file:
+            total = file.get_tensor("total")
+    except (SafetensorError, OSError) as error:
+        raise StatsError(
+            f"statistics file {path.name} is damaged ({error}); delete it and prepare again"
+        ) from error
+    other = {k: metadata.get(k) for k, v in asdict(key).items() if metadata.get(k) != str(v)}
+    if other:
+        raise StatsError(f"statistics file {path.name} belongs to something else ({other}); delete it")
+    return KeyCovariance(total, int(metadata["count"]))
