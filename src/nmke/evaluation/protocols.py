@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nmke.errors import ConfigError, RequestError, unknown_name
 from nmke.evaluation.base_outputs import BaseOutputs
@@ -51,11 +51,12 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a protocol needs beside model and requests."""
+    """What a protocol needs beside model and requests, and the pairs that an earlier one has scored."""
 
     base: BaseOutputs | None
     token_budget: int
     max_new_tokens: int
+    known: dict[Pair, TargetScore] = field(default_factory=dict)
 
 
 def score(
@@ -89,7 +90,8 @@ def score(
         if name not in PROTOCOLS:
             raise ConfigError(unknown_name("protocol", name, PROTOCOLS))
     inputs = Inputs(base, token_budget, max_new_tokens)
-    results = {name: PROTOCOLS[name].run(model, requests, inputs) for name in protocols}
+    ordered = [name for name in PROTOCOLS if name in protocols]
+    results = {name: PROTOCOLS[name].run(model, requests, inputs) for name in ordered}
     tables = {
         name: _summary(name, [values for values, _ in result], max_new_tokens, seed)
         for name, result in results.items()
@@ -119,9 +121,9 @@ def _summary(name: str, values: Sequence[Values], max_new_tokens: int, seed: int
 
 
 def _teacher_forced(model: EditableModel, requests: Sequence[EditRequest], inputs: Inputs) -> list[Outcome]:
+    kept = _locality(model, requests, inputs.base, inputs) if inputs.base else [[] for _ in requests]
     asked = [_asked(request, request.target_new) for request in requests]
     scores = _scored(model, asked, inputs)
-    kept = _locality(model, requests, inputs.base, inputs) if inputs.base else [[] for _ in requests]
     outcomes: list[Outcome] = []
     for pairs, locality in zip(asked, kept, strict=True):
         prompt, *paraphrases = (scores[pair] for pair in pairs)
@@ -141,7 +143,7 @@ def _locality(
     """Per request and neighbour, the share of argmax tokens that are the unedited model's.
 
     The neighbours run apart from all else, in the batches of `collect_base`, so that unchanged weights
-    score exactly 1 in bfloat16 too.
+    score exactly 1 in bfloat16 too; hence they come before the prompts and before the other protocols.
     """
     pairs = [[base.pair(request, neighbor) for neighbor in request.neighborhood] for request in requests]
     scores = _scored(model, pairs, inputs)
@@ -218,9 +220,11 @@ def _contrasts(request: EditRequest) -> list[Pair]:
 def _scored(
     model: EditableModel, groups: Sequence[Sequence[Pair]], inputs: Inputs
 ) -> dict[Pair, TargetScore]:
-    """Every distinct pair of the groups with its score."""
-    pairs = list(dict.fromkeys(pair for group in groups for pair in group))
-    return dict(zip(pairs, predictions(model, pairs, inputs.token_budget), strict=True))
+    """Every distinct pair of the groups with its score; pairs are run once, whatever asks for them."""
+    pairs = {pair for group in groups for pair in group}
+    missing = sorted(pairs - inputs.known.keys())
+    inputs.known.update(zip(missing, predictions(model, missing, inputs.token_budget), strict=True))
+    return {pair: inputs.known[pair] for pair in pairs}
 
 
 def _present(**values: Sequence[float]) -> Values:

@@ -15,7 +15,7 @@ from nmke.models.load import EditableModel
 from nmke.models.tokens import TokenBatch, length_buckets, pad_batch
 
 TOKEN_BUDGET = 4096
-MAX_LOGITS = 2**26
+MAX_LOGITS = 2**24
 Side = Literal["left", "right"]
 Pair = tuple[str, str]
 

@@ -114,8 +114,10 @@ def _refuse_experts(
 
 
 def _is_plain(top: nn.Module, path: str) -> bool:
-    """True if the parameter belongs to a linear layer or an embedding."""
-    return isinstance(top.get_submodule(path.rpartition(".")[0]), (*LINEAR_TYPES, nn.Embedding))
+    """True if the parameter is inside a linear layer or an embedding."""
+    owners = path.split(".")[:-1]
+    holders = (top.get_submodule(".".join(owners[:depth])) for depth in range(len(owners) + 1))
+    return any(isinstance(holder, (*LINEAR_TYPES, nn.Embedding)) for holder in holders)
 
 
 def _pick_writer(name: str, linears: dict[str, nn.Module], calls: dict[str, Call], d_model: int) -> str:
@@ -200,12 +202,14 @@ def same_map(module: nn.Module, given: Tensor, output: Tensor) -> bool:
     Args:
         module: `nn.Linear` or `Conv1D`.
         given: Its input, one row per token.
-        output: What it returned.
+        output: What it returned; of more than a thousand coordinates, an even share is compared.
     """
     if not isinstance(module, LINEAR_TYPES):
         return False
+    step = 1 + output.shape[-1] // 1024
+    work = torch.promote_types(output.dtype, torch.float32)
     with torch.no_grad():
-        expected = rows(given).float() @ written_matrix(module).float().T
+        expected = rows(given).to(work) @ written_matrix(module)[::step].to(work).T
         if module.bias is not None:
-            expected = expected + module.bias.float()
-    return close(rows(output).float(), expected, like=output.dtype)
+            expected = expected + module.bias[::step].to(work)
+    return close(rows(output)[:, ::step].to(work), expected, like=output.dtype)

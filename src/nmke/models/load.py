@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -322,7 +322,8 @@ def _read_folder(
             f"{place!r} is quantised ({dict(quantised).get('quant_method', 'unknown method')}); "
             "edit the model it was made from and quantise the result"
         )
-    with no_progress_bars():
+    downloads = not Path(place).is_dir()
+    with nullcontext() if downloads else no_progress_bars():
         model, found = AutoModelForCausalLM.from_pretrained(
             place,
             config=config,
@@ -386,11 +387,10 @@ def _check_finite(model: Any) -> None:
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
 
 

@@ -63,7 +63,7 @@ class FrozenNorm:
         if not error < 1e-3:
             raise LayoutError(
                 f"final norm {type(norm).__name__!r} was probed as {'LayerNorm' if found.centered else 'RMSNorm'}; "
-                f"found a relative error of {error:.1e} on random input; only these two are supported"
+                f"found a relative error of {error:.1e} on random input; only LayerNorm and RMSNorm are supported"
             )
         return found
 
@@ -165,9 +165,9 @@ class LogitMap:
 
 
 def crafted_scores(like: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
-    """Raw scores of either sign from 1e-1 to 1e4 in size, row by row, shaped as the tensor given."""
+    """Raw scores of either sign from 1e-1 to 1e3 in size, row by row, shaped as the tensor given."""
     span = torch.linspace(-1, 1, like.shape[-1], dtype=torch.float64)
-    sizes = torch.logspace(-1, 4, like[..., 0].numel(), dtype=torch.float64)
+    sizes = torch.logspace(-1, 3, like[..., 0].numel(), dtype=torch.float64)
     return (sizes[:, None] * span).to(like).reshape(like.shape)
 
 
