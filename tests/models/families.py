@@ -12,14 +12,14 @@ LARGEST = 4_000_000
 # Tiny value -> the configuration attributes that get it, wherever a family has them.
 SIZES = {
     0: "pad_token_id",
-    1: "bos_token_id n_group topk_group first_k_dense_replace",
+    1: "bos_token_id n_group topk_group first_k_dense_replace num_dense_layers",
     2: "eos_token_id num_hidden_layers n_layer num_layers n_layers decoder_layers encoder_layers num_decoder_layers "
     "num_encoder_layers num_key_value_heads multi_query_group_num decoder_attention_heads encoder_attention_heads "
     "num_experts_per_tok num_experts_per_token moe_topk moe_k depth linear_num_key_heads num_blocks "
     "swa_num_key_value_heads swa_num_attention_heads hc_count hc_mult",
     4: "num_attention_heads n_head n_heads num_heads num_experts n_routed_experts num_local_experts moe_num_experts "
     "rotary_dim mamba_n_heads mamba_dt_rank linear_num_value_heads linear_num_heads index_n_heads gated_norm_rank "
-    "zero_expert_num n_mamba_heads hc_lowrank mamba_num_heads altup_num_inputs_unused laurel_rank adapter_rank",
+    "zero_expert_num n_mamba_heads hc_lowrank mamba_num_heads laurel_rank adapter_rank",
     8: "head_dim attention_head_size qk_nope_head_dim qk_rope_head_dim v_head_dim kv_channels mamba_d_state "
     "mamba_chunk_size chunk_size state_size linear_key_head_dim linear_value_head_dim linear_head_dim index_head_dim "
     "index_topk hidden_size_per_layer_input swa_head_dim d_rel rel_extent ssm_state_size",

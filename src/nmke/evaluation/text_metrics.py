@@ -24,7 +24,7 @@ def ngram_entropy(tokens: Sequence[str], n: int) -> float:
     """Shannon entropy of the n-gram distribution, in bits; 0 when there is no n-gram."""
     counts = Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
     total = counts.total()
-    return -sum(count / total * math.log2(count / total) for count in counts.values())
+    return math.fsum(count / total * math.log2(total / count) for count in counts.values())
 
 
 def fluency(text: str) -> float:
@@ -58,4 +58,4 @@ def consistency(generations: Sequence[str], references: Sequence[str]) -> float:
 
 def _cosine(a: dict[str, float], b: dict[str, float]) -> float:
     size = math.sqrt(sum(x * x for x in a.values())) * math.sqrt(sum(x * x for x in b.values()))
-    return sum(value * b.get(word, 0.0) for word, value in a.items()) / size if size else 0.0
+    return math.fsum(value * b.get(word, 0.0) for word, value in a.items()) / size if size else 0.0

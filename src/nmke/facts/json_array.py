@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from nmke.errors import RequestError
 from nmke.facts.json_text import DECODER, MAX_RECORD, Row, broken_json, not_an_object
@@ -14,7 +15,7 @@ _CHUNK = 2**16
 _SPACE = " \t\r\n"
 
 
-def array_rows(stream: IO[bytes], source: str) -> Iterator[Row]:
+def array_rows(stream: io.BufferedReader, source: str) -> Iterator[Row]:
     """The objects of the array, with the line on which each begins.
 
     Raises:
@@ -37,7 +38,7 @@ def array_rows(stream: IO[bytes], source: str) -> Iterator[Row]:
 class _Window:
     """Decoded text from the current place on; grows on demand, forgets what was read."""
 
-    def __init__(self, stream: IO[bytes], source: str) -> None:
+    def __init__(self, stream: io.BufferedReader, source: str) -> None:
         self._stream, self._source = stream, source
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._text, self._at = "", 0

@@ -76,9 +76,7 @@ def read_facts(
     if collected is None or count <= offset:
         found = f"it holds {count} records and {offset} are left out" if count else "it is empty"
         raise RequestError(f"{path}, line 1: no fact in the file: {found}; write at least one record")
-    return FactsFile(
-        collected.finish(path), collected.shape.name, path, _sha256(path), collected.notes(), form
-    )
+    return FactsFile(collected.finish(), collected.shape.name, path, _sha256(path), collected.notes(), form)
 
 
 @dataclass
@@ -128,7 +126,7 @@ class _Collector:
             raise record.error("id", f"{request.id!r} is also the id of line {before}; ids must differ")
         raise record.unusable("prompt", f"the same fact as on line {before}; remove one of the two")
 
-    def finish(self, path: Path) -> tuple[EditRequest, ...]:
+    def finish(self) -> tuple[EditRequest, ...]:
         """The requests, of which there must be one."""
         if not self.requests:
             raise RequestError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from nmke.errors import RequestError, unknown_name
 
 MAX_TEXT = 20_000
+MAX_ID = 100
+_PLAIN_ID = re.compile(rf"(?!\.)[^/\\\x00-\x1f\x7f]{{1,{MAX_ID}}}")
 
 
 class UnusableFact(RequestError):
@@ -95,11 +98,21 @@ class Record:
         return Record(value, self.source, self.line, f"{self.prefix}{field}.")
 
     def identifier(self, field: str, shape: str) -> str:
-        """The record's id: text as it is, a number as `<shape>-<number>`, absent as ""."""
+        """The record's id: text as it is, a number as `<shape>-<number>`, absent as "".
+
+        Ids become file names, so they hold no slash and no control character and do not begin with a dot.
+        """
         value = self.data.get(field)
         if isinstance(value, int) and not isinstance(value, bool):
             return f"{shape}-{value}"
-        return self.optional(field) or ""
+        name = self.optional(field) or ""
+        if name and not _PLAIN_ID.fullmatch(name):
+            raise self.error(
+                field,
+                f"{name[:60]!r} cannot be an id; use at most {MAX_ID} characters, no slash or line break, "
+                "and no dot in front",
+            )
+        return name
 
     def checked(self, field: str, value: Any) -> str:
         """The value if it is a text that can be written as UTF-8 and is not overlong."""

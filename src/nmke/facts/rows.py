@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from nmke.errors import RequestError
 from nmke.facts.json_array import array_rows
@@ -68,7 +68,7 @@ def _format(stream: io.BufferedReader, path: Path) -> str:
     )
 
 
-def _lines(stream: IO[bytes], source: str) -> Iterator[tuple[int, str]]:
+def _lines(stream: io.BufferedReader, source: str) -> Iterator[tuple[int, str]]:
     """Numbered lines as text, with their line ends."""
     number = 0
     while raw := stream.readline(MAX_RECORD + 1):
@@ -84,13 +84,13 @@ def _lines(stream: IO[bytes], source: str) -> Iterator[tuple[int, str]]:
             ) from error
 
 
-def _json_lines(stream: IO[bytes], source: str) -> Iterator[Row]:
+def _json_lines(stream: io.BufferedReader, source: str) -> Iterator[Row]:
     for number, text in _lines(stream, source):
         if text.strip():
             yield Row(number, load_object(text, source, number))
 
 
-def _csv_rows(stream: IO[bytes], source: str) -> Iterator[Row]:
+def _csv_rows(stream: io.BufferedReader, source: str) -> Iterator[Row]:
     reader = csv.reader((text for _, text in _lines(stream, source)), strict=True)
     header: list[str] = []
     line = 0

@@ -171,7 +171,7 @@ def crafted_scores(like: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*bat
     return (sizes[:, None] * span).to(like).reshape(like.shape)
 
 
-def fit_logit_map(raw: Float[Tensor, "*batch d_vocab"], logits: Float[Tensor, "*batch d_vocab"]) -> LogitMap:
+def fit_logit_map(raw: Float[Tensor, "*batch d_vocab"], logits: Float[Tensor, "*batch d_logits"]) -> LogitMap:
     """Find the map that took crafted raw scores to logits.
 
     Args:

@@ -1,0 +1,123 @@
+"""The files behind a ledger row: what a batch wrote, and the edited matrices as they are now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nmke.editors.pipeline import BatchResult
+from nmke.errors import LedgerError
+from nmke.models.cache import atomic_file
+from nmke.types import Keys
+
+BATCH_SCHEMA = "nmke.batch/1"
+HEAD_SCHEMA = "nmke.head/1"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of one layer's down-projection.
+
+    Args:
+        index: Which neurons, [touched] int32.
+        values: Their columns, [d_model, touched], in the model's own type.
+    """
+
+    index: Tensor
+    values: Tensor
+
+
+def write_batch(path: Path, result: BatchResult, before: Mapping[int, Columns]) -> str:
+    """Write keys, target values, update, mask and before-image of a batch.
+
+    Returns:
+        sha256 of the file.
+
+    Raises:
+        LedgerError: If it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for update in result.updates:
+        prefix = f"layer.{update.layer}."
+        tensors[prefix + "left"] = update.left
+        tensors[prefix + "right"] = update.right
+        tensors[prefix + "keys"] = result.memory_keys[update.layer]
+        tensors[prefix + "columns"] = before[update.layer].index
+        tensors[prefix + "before"] = before[update.layer].values
+        if update.mask is not None:
+            tensors[prefix + "mask"] = update.mask.keep.to(torch.uint8)
+    for layer, values in result.targets.values.items():
+        tensors[f"layer.{layer}.target_values"] = values
+    return _write(path, tensors, {"schema": BATCH_SCHEMA})
+
+
+def read_before(path: Path) -> dict[int, Columns]:
+    """The before-images of a batch, per layer."""
+    tensors = _read(path, BATCH_SCHEMA, ("columns", "before"))
+    layers = sorted({int(name.split(".")[1]) for name in tensors})
+    return {i: Columns(tensors[f"layer.{i}.columns"], tensors[f"layer.{i}.before"]) for i in layers}
+
+
+def read_keys(path: Path) -> dict[int, Keys]:
+    """The keys of a batch's edits after the write, per layer [edits, d_mlp] float32."""
+    return {int(name.split(".")[1]): t for name, t in _read(path, BATCH_SCHEMA, ("keys",)).items()}
+
+
+def write_head(path: Path, matrices: Mapping[str, Tensor], content_hash: str) -> str:
+    """Write the edited matrices, by tensor name.
+
+    Returns:
+        sha256 of the file.
+    """
+    return _write(path, dict(matrices), {"schema": HEAD_SCHEMA, "content_hash": content_hash})
+
+
+def read_head(path: Path) -> dict[str, Tensor]:
+    """The edited matrices, by tensor name."""
+    return _read(path, HEAD_SCHEMA, None)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    try:
+        with atomic_file(path) as temporary:
+            plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            save_file(plain, temporary, metadata=metadata)
+            return file_sha256(temporary)
+    except (OSError, SafetensorError) as error:
+        raise LedgerError(
+            f"{path.name} could not be written ({error}); nothing was changed: free disk space and run again "
+            "with --resume"
+        ) from error
+
+
+def _read(path: Path, schema: str, wanted: tuple[str, ...] | None) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("schema")
+            if found != schema:
+                raise LedgerError(
+                    f"{path.name} has schema {found!r}, expected {schema!r}; the run folder is damaged"
+                )
+            names = [n for n in file.keys() if wanted is None or n.rsplit(".", 1)[-1] in wanted]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise LedgerError(
+            f"{str(path)!r} is missing or damaged ({error}); restore the run from a backup"
+        ) from error

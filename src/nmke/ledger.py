@@ -1,0 +1,261 @@
+"""The append-only record of a run: every batch, undo and failed edit, hash-chained, in one SQLite file.
+
+An event is committed in one transaction after its files are safely on disk, so a process killed at any
+moment leaves the state before the event or after it. Rows are never changed: triggers refuse it, and each
+row carries a hash over itself and the row before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nmke.errors import LedgerError, VerifyError
+from nmke.types import EditRequest, Neighbor
+
+EventKind = Literal["edit", "undo", "revert"]
+Status = Literal["written", "failed", "known"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+  seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, created TEXT NOT NULL,
+  body TEXT NOT NULL, files TEXT NOT NULL, hash_before TEXT NOT NULL, hash_after TEXT NOT NULL,
+  previous TEXT NOT NULL, chain TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS edits (
+  seq INTEGER NOT NULL REFERENCES events(seq), position INTEGER NOT NULL, id TEXT NOT NULL,
+  fact_key TEXT NOT NULL, status TEXT NOT NULL, request TEXT NOT NULL, detail TEXT NOT NULL,
+  PRIMARY KEY (seq, position)
+);
+CREATE INDEX IF NOT EXISTS edits_by_id ON edits (id);
+CREATE INDEX IF NOT EXISTS edits_by_fact ON edits (fact_key);
+CREATE TRIGGER IF NOT EXISTS events_fixed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS events_kept BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS edits_fixed BEFORE UPDATE ON edits BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER IF NOT EXISTS edits_kept BEFORE DELETE ON edits BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """One request as the ledger keeps it.
+
+    Args:
+        request: What was asked.
+        status: "written", "failed" (written, but the model does not say it) or "known" (skipped, already said).
+        detail: Loss, probabilities, steps, reason, what it supersedes.
+    """
+
+    request: EditRequest
+    status: Status
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a run.
+
+    Args:
+        seq: Number from 1.
+        id: Short name.
+        kind: "edit", "undo" or "revert".
+        created: UTC time.
+        body: Settings, seconds, scores, health, versions; for an undo the events it takes back.
+        files: sha256 of each file of the event, by name relative to the run folder.
+        hash_before, hash_after: Content hash of the edited model around it.
+        chain: Hash over this row and the one before.
+        edits: The requests of a batch.
+    """
+
+    seq: int
+    id: str
+    kind: EventKind
+    created: str
+    body: dict[str, Any]
+    files: dict[str, str]
+    hash_before: str
+    hash_after: str
+    previous: str
+    chain: str
+    edits: tuple[EditRecord, ...] = ()
+
+
+class Ledger:
+    """Reader and the only writer of a run's record.
+
+    Args:
+        path: The SQLite file; created when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"ledger {str(path)!r} cannot be opened ({error}); restore it from a backup"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._db
+        except (sqlite3.Error, json.JSONDecodeError, TypeError, KeyError) as error:
+            raise LedgerError(
+                f"ledger {str(self._path)!r} is damaged ({error}); restore it from a backup"
+            ) from error
+
+    def append(
+        self,
+        kind: EventKind,
+        *,
+        created: str,
+        body: Mapping[str, Any],
+        files: Mapping[str, str],
+        hash_before: str,
+        hash_after: str,
+        edits: Sequence[EditRecord] = (),
+    ) -> Event:
+        """Add one event with its edits, in one transaction.
+
+        Raises:
+            LedgerError: If it cannot be written; then nothing is.
+        """
+        last = self.last()
+        seq = 1 if last is None else last.seq + 1
+        previous = "" if last is None else last.chain
+        values = (kind, created, _dump(body), _dump(files), hash_before, hash_after, previous)
+        rows = [
+            (seq, i, e.request.id, e.request.fact_key, e.status, _dump(asdict(e.request)), _dump(e.detail))
+            for i, e in enumerate(edits)
+        ]
+        chain = _chain(seq, values, rows)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?,?)", (seq, f"b{chain[:8]}", *values, chain)
+            )
+            self._db.executemany("INSERT INTO edits VALUES (?,?,?,?,?,?,?)", rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise LedgerError(
+                f"event {seq} could not be written to {str(self._path)!r} ({error}); nothing was changed: "
+                "free disk space or check permissions, then run again with --resume"
+            ) from error
+        return self.event(seq)
+
+    def last(self) -> Event | None:
+        """The newest event, without its edits."""
+        with self._reading() as db:
+            row = db.execute("SELECT * FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+            return None if row is None else _event(row)
+
+    def event(self, seq: int) -> Event:
+        """One event with its edits."""
+        with self._reading() as db:
+            row = db.execute("SELECT * FROM events WHERE seq = ?", (seq,)).fetchone()
+            if row is None:
+                raise LedgerError(f"there is no event {seq} in {str(self._path)!r}; `nmke log` lists them")
+            return _event(row, self._edits(seq))
+
+    def events(self) -> list[Event]:
+        """Every event with its edits, oldest first."""
+        with self._reading() as db:
+            rows = db.execute("SELECT * FROM events ORDER BY seq").fetchall()
+            return [_event(row, self._edits(row[0])) for row in rows]
+
+    def _edits(self, seq: int) -> tuple[EditRecord, ...]:
+        rows = self._db.execute(
+            "SELECT status, request, detail FROM edits WHERE seq = ? ORDER BY position", (seq,)
+        ).fetchall()
+        return tuple(EditRecord(_request(json.loads(r)), s, json.loads(d)) for s, r, d in rows)
+
+    def active(self) -> list[int]:
+        """Sequence numbers of the batches whose writes are in the model, oldest first."""
+        found: list[int] = []
+        with self._reading() as db:
+            for seq, kind, body in db.execute("SELECT seq, kind, body FROM events ORDER BY seq"):
+                if kind == "edit":
+                    found.append(seq)
+                else:
+                    undone = set(json.loads(body)["undone"])
+                    found = [s for s in found if s not in undone]
+        return found
+
+    def known_ids(self, active: Sequence[int]) -> dict[str, tuple[int, int, Status]]:
+        """Requests of the active batches by id: batch, position and status."""
+        return {row[0]: (row[1], row[2], row[3]) for row in self._select("id, seq, position, status", active)}
+
+    def fact_positions(self, active: Sequence[int]) -> dict[str, list[tuple[int, int, str]]]:
+        """Written requests of the active batches by fact: (batch, position, id), oldest first."""
+        found: dict[str, list[tuple[int, int, str]]] = {}
+        for fact, seq, position, name, status in self._select("fact_key, seq, position, id, status", active):
+            if status != "known":
+                found.setdefault(fact, []).append((seq, position, name))
+        return found
+
+    def _select(self, columns: str, active: Sequence[int]) -> list[tuple[Any, ...]]:
+        wanted = set(active)
+        at = [name.strip() for name in columns.split(",")].index("seq")
+        with self._reading() as db:
+            rows = db.execute(f"SELECT {columns} FROM edits ORDER BY seq, position").fetchall()
+        return [row for row in rows if row[at] in wanted]
+
+    def verify_chain(self) -> int:
+        """Recompute every row's hash.
+
+        Returns:
+            How many events were checked.
+
+        Raises:
+            VerifyError: At the first row that does not fit.
+        """
+        previous, count = "", 0
+        with self._reading() as db:
+            for row in db.execute("SELECT * FROM events ORDER BY seq").fetchall():
+                seq, _id, *values, chain = row
+                edits = db.execute("SELECT * FROM edits WHERE seq = ? ORDER BY position", (seq,)).fetchall()
+                count += 1
+                if seq != count or values[-1] != previous or _chain(seq, tuple(values), edits) != chain:
+                    raise VerifyError(
+                        f"event {seq} of {str(self._path)!r} was changed after it was written: its hash does not fit; "
+                        "restore the run from a backup"
+                    )
+                previous = chain
+        return count
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _chain(seq: int, values: tuple[Any, ...], edits: Sequence[tuple[Any, ...]]) -> str:
+    return hashlib.sha256(_dump([seq, list(values), [list(row) for row in edits]]).encode()).hexdigest()
+
+
+def _event(row: tuple[Any, ...], edits: tuple[EditRecord, ...] = ()) -> Event:
+    seq, name, kind, created, body, files, before, after, previous, chain = row
+    return Event(
+        seq, name, kind, created, json.loads(body), json.loads(files), before, after, previous, chain, edits
+    )
+
+
+def _request(content: dict[str, Any]) -> EditRequest:
+    neighbors = tuple(Neighbor(**n) for n in content.pop("neighborhood"))
+    paraphrases = tuple(content.pop("paraphrases"))
+    return EditRequest(**content, paraphrases=paraphrases, neighborhood=neighbors)

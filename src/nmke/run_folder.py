@@ -1,0 +1,172 @@
+"""The folder of one run: where its files stand, what it says about its base model, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nmke.errors import LedgerError, RequestError
+from nmke.models.cache import atomic_file
+
+SCHEMA = "nmke.run/1"
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """The model that a run edits; it is never copied and never changed.
+
+    Args:
+        source: Built-in name, absolute folder or hub id, as it can be loaded again.
+        name: Short name.
+        fingerprint: Hash of its weights.
+        dtype: Type its weights are loaded in, such as "float32".
+        revision: Hub revision, if one was asked for.
+    """
+
+    source: str
+    name: str
+    fingerprint: str
+    dtype: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run.
+
+    Args:
+        root: The folder.
+    """
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """`nmke.json`: schema, base model, contexts, versions."""
+        return self.root / "nmke.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The append-only record."""
+        return self.root / "ledger.sqlite"
+
+    @property
+    def edits(self) -> Path:
+        """One file per batch."""
+        return self.root / "edits"
+
+    @property
+    def head(self) -> Path:
+        """The edited matrices as they are after the last event."""
+        return self.root / "head"
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether `path` is a run folder."""
+        return (path / "nmke.json").is_file()
+
+    @classmethod
+    def create(
+        cls, root: Path, base: BaseInfo, contexts: tuple[str, ...], created: str, version: str
+    ) -> RunFolder:
+        """Make a new run folder.
+
+        Raises:
+            LedgerError: If something that is not an empty folder stands there.
+        """
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise LedgerError(
+                f"output {str(root)!r} exists and is not empty; continue a run with --resume, "
+                "replace it with --force, or choose another folder"
+            )
+        folder = cls(root)
+        folder.edits.mkdir(parents=True, exist_ok=True)
+        folder.head.mkdir(exist_ok=True)
+        content = {
+            "schema": SCHEMA,
+            "base": asdict(base),
+            "contexts": list(contexts),
+            "created": created,
+            "nmke": version,
+        }
+        folder.write_json(folder.manifest, content)
+        return folder
+
+    @classmethod
+    def open(cls, root: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            RequestError: If there is none.
+        """
+        if not cls.exists(root):
+            raise RequestError(
+                f"{str(root)!r} is not a run folder: it has no nmke.json; make one with `nmke edit ... -o`"
+            )
+        return cls(root)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The content of `nmke.json`.
+
+        Raises:
+            LedgerError: If it is damaged or of another schema.
+        """
+        try:
+            content = json.loads(self.manifest.read_text(encoding="utf-8"))
+            found = content["schema"]
+            BaseInfo(**content["base"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LedgerError(
+                f"{str(self.manifest)!r} is damaged ({error!r}); restore it from a backup"
+            ) from error
+        if found != SCHEMA:
+            raise LedgerError(
+                f"{str(self.manifest)!r} has schema {found!r}, this version reads {SCHEMA!r}; update nmke"
+            )
+        return dict(content)
+
+    @property
+    def base(self) -> BaseInfo:
+        """The model this run edits."""
+        return BaseInfo(**self.read_manifest()["base"])
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """The prefixes every prompt of this run is optimised under."""
+        return tuple(self.read_manifest()["contexts"])
+
+    @staticmethod
+    def write_json(path: Path, content: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the right to write; the operating system frees it when the process ends, however it ends.
+
+        Raises:
+            LedgerError: If another process holds it; names its pid.
+        """
+        with (self.root / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise LedgerError(
+                    f"run {str(self.root)!r} is being written by process {file.read().strip() or 'unknown'}; "
+                    "wait for it or stop it"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
