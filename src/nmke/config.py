@@ -35,7 +35,9 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         "auto", description="Where targets live: spread over layers (MEMIT) or joint; auto asks the model."
     )
     context_tokens: PositiveInt = Field(10, description="Length of each self-written context, tokens.")
-    token_budget: PositiveInt = Field(2048, description="Tokens optimised at once; bounds memory.")
+    token_budget: PositiveInt = Field(
+        256, description="Tokens optimised at once: bounds memory, and edits of like length share a group."
+    )
 
     l2: NonNegativeFloat | None = Field(None, description="Ridge λ of the solve.")
     covariance_weight: PositiveFloat | None = Field(None, description="Weight w0 of ordinary keys.")

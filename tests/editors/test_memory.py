@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nmke.editors.memory import KeyMemory, SolverState
 from torch import Tensor
+
+from nmke.editors.memory import KeyMemory, SolverState
 
 M = 6
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.alphaedit import AlphaEdit
@@ -12,7 +14,6 @@ from nmke.editors.rome import Rome
 from nmke.editors.solve import solve_positive
 from nmke.errors import NumericsError
 from nmke.stats.covariance import LayerStats
-from torch import Tensor
 
 M, D, B = 9, 5, 3  # neurons, d_model, edits
 CONFIG = EditConfig.create(l2=0.7, covariance_weight=2.5)
@@ -182,7 +183,7 @@ def test_keys_that_are_not_finite_are_refused(name, bad):
     config = config.filled(dict(method.defaults))
     keys = KEYS[: method.max_batch].clone()
     keys[0, 2] = bad
-    with pytest.raises(NumericsError, match="holds NaN or infinity.*(raise `l2`|nmke prepare)"):
+    with pytest.raises(NumericsError, match=r"holds NaN or infinity.*(raise `l2`|nmke prepare)"):
         method.solver.directions(keys, stats(), remembered(PAST), None, config)
 
 
@@ -209,9 +210,11 @@ def test_solve_positive_solves_and_names_what_is_ill_conditioned():
         system @ solve_positive(system, right, what="the system", cure="nothing"), right, rtol=1e-15
     )
     with pytest.raises(NumericsError, match=r"the system is not positive definite \(minor 2 of 3\): do that"):
-        solve_positive(system - 2.5 * torch.diag(torch.tensor([0, 1, 0])), right, what="the system", cure="do that")
+        solve_positive(
+            system - 2.5 * torch.diag(torch.tensor([0, 1, 0])), right, what="the system", cure="do that"
+        )
     n = 14
     hilbert = 1 / (torch.arange(n).double()[:, None] + torch.arange(n).double() + 1)
     noisy = torch.randn(n, 1, generator=torch.Generator().manual_seed(0)).double()
-    with pytest.raises(NumericsError, match="hilbert (has condition number|is not positive definite)"):
+    with pytest.raises(NumericsError, match=r"hilbert (has condition number|is not positive definite)"):
         solve_positive(hilbert, noisy, what="hilbert", cure="none")

@@ -18,7 +18,7 @@ from torch import Tensor
 from nmke.errors import LayoutError
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
-from nmke.models.replay import BlockReplay
+from nmke.models.replay import BlockReplay, in_rows
 from nmke.models.tokens import TokenBatch
 from nmke.models.tracing import record_inputs, record_outputs, replace_output
 from nmke.registry import Registry
@@ -104,14 +104,14 @@ def read_out(
     middles: dict[int, Tensor] = {}
     writes: dict[int, Write] = {}
     for i in layers:
-        out = wide(written[i][rows, at])
+        out = wide(in_rows(written[i], len(rows))[rows, at])
         if layout.layers[i].direct_write:
             middles[i] = wide(after[i][rows, at]) - out
             writes[i] = Write(torch.ones_like(out[0]), torch.ones_like(out[:, 0]))
         else:
             run = partial(_block_with, replay, i, inputs[f"block {i}"], rows, at)
             middles[i], writes[i] = _indirect_write(run, out)
-    coefficients = {i: wide(inputs[i][rows, at]) for i in layers}
+    coefficients = {i: wide(in_rows(inputs[i], len(rows))[rows, at]) for i in layers}
     if targets is None:
         targets = raw_logits(layout, layout.final_norm(finals.to(model.dtype))).argmax(dim=1)
     return Readout(layout, coefficients, middles, writes, finals, targets)
@@ -129,7 +129,7 @@ def _block_with(
 
     def change(out: Tensor) -> Tensor:
         out = out.clone()
-        out[rows, at] = written.to(out)
+        in_rows(out, len(rows))[rows, at] = written.to(out)
         return out
 
     with replace_output(replay.layout.layers[layer].down_proj, change):
@@ -140,7 +140,8 @@ def _indirect_write(run: Callable[[Tensor], Tensor], out: Tensor) -> tuple[Tenso
     """Middle of the block and the frozen factors between down-projection and residual stream.
 
     A norm or factor behind the down-projection is diagonal once its statistic is frozen; an input of equal
-    mean square and alternating signs shows the diagonal, the same for all prompts up to one number each.
+    mean square and alternating signs shows the diagonal, the same for all prompts up to one number each. What
+    it makes of the real output verifies it.
 
     Raises:
         LayoutError: If it is not.
@@ -152,7 +153,8 @@ def _indirect_write(run: Callable[[Tensor], Tensor], out: Tensor) -> tuple[Tenso
     diagonal = (run(size * signs) - middle) / (size * signs)
     weight = diagonal[0] / diagonal[0].pow(2).mean().sqrt().clamp(min=1e-30)
     factors = (diagonal @ weight) / weight.pow(2).sum()
-    if (diagonal - factors[:, None] * weight).norm() > 0.05 * diagonal.norm():
+    written = run(out) - middle
+    if (out * factors[:, None] * weight - written).norm() > 0.05 * written.norm():
         raise LayoutError(
             "what stands between the down-projection and the residual stream is neither a factor nor an RMS norm; "
             "attribution needs one of them: edit with `--mask none`"

@@ -68,8 +68,9 @@ def _slopes(
 
 
 def _linear(readout: Readout, base: Tensor, slope: Tensor, steps: Tensor) -> Float[Tensor, "prompts neurons"]:
-    """Log p(target) with each neuron's step added: one log-sum-exp per prompt and neuron, by
-    log Σ_v p_v exp(step·slope_v), in place on one [neurons, d_vocab] buffer.
+    """Log p(target) with each neuron's step added.
+
+    One log-sum-exp per prompt and neuron, as log Σ_v p_v exp(step·slope_v), in place on one buffer.
     """
     factor = readout.layout.logit_map.scale
     probabilities = torch.softmax(base * factor, dim=1)

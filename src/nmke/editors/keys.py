@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nmke.editors.rows import prompt_rows
 from nmke.models.load import EditableModel
-from nmke.models.replay import BlockReplay, replay_is_exact
+from nmke.models.replay import BlockReplay, in_rows, replay_is_exact
 from nmke.models.tokens import pad_batch
 from nmke.models.tracing import record_inputs, record_outputs, replace_output, stop_after
 from nmke.types import EditRequest, Keys
@@ -81,7 +81,8 @@ class KeyPass:
             else:
                 stack.enter_context(stop_after(last))
                 self.model.model(**self.model.inputs(self._batch))
-        keys = {i: self._average(inputs[i][self._rows, self._columns]) for i in self.layers}
+        rows = {i: in_rows(inputs[i], len(self._rows)) for i in self.layers}
+        keys = {i: self._average(rows[i][self._rows, self._columns]) for i in self.layers}
         return keys, outputs["last"][self._rows, self._columns][self._reference].double()
 
     def _average(self, rows: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class KeyPass:
     def _adder(self, delta: Tensor):  # type: ignore[no-untyped-def]  # a closure over the rows
         def change(out: Tensor) -> Tensor:
             out = out.clone()
-            out[self._rows, self._columns] += delta.to(out)[self._owner]
+            in_rows(out, len(self._rows))[self._rows, self._columns] += delta.to(out)[self._owner]
             return out
 
         return change

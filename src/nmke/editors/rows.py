@@ -48,7 +48,7 @@ def prompt_rows(model: EditableModel, request: EditRequest, contexts: Sequence[s
 
 
 def kl_row(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> PromptRow:
-    """ "{subject} is a", behind the first context that moves the subject off position 0."""
+    """The prompt "{subject} is a", behind the first context that moves the subject off position 0."""
     text, end = request.subject + KL_SUFFIX, len(request.subject)
     rows = (_row(model, context, text, end) for context in contexts)
     return next((row for row in rows if row.anchor > 0), _row(model, contexts[0], text, end))

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nmke.attribution.base import wide
 from nmke.config import EditConfig
 from nmke.editors.rows import kl_row, prompt_rows
 from nmke.errors import NumericsError
@@ -167,8 +168,10 @@ def _optimise_group(
     optimizer = torch.optim.Adam([edit.delta for edit in edits], lr=config.lr)
     for step in range(1, config.steps + 1):
         losses = batch.losses(layers, config, first=step == 1)
-        for edit, loss in zip(batch.edits, losses, strict=True):
-            edit.loss, edit.steps = float(loss), step
+        for edit, loss in zip(batch.edits, losses.tolist(), strict=True):
+            if edit.done:
+                continue
+            edit.loss, edit.steps = loss, step
             if not math.isfinite(edit.loss):
                 raise NumericsError(
                     f"edit {edit.name!r}: the target optimisation's loss is {edit.loss} at step {step}; "
@@ -181,6 +184,9 @@ def _optimise_group(
             return
         optimizer.zero_grad()
         torch.stack([x for e, x in zip(batch.edits, losses, strict=True) if not e.done]).sum().backward()
+        for edit in edits:
+            if edit.done:
+                edit.delta.grad = None  # else Adam's momentum would go on moving it
         optimizer.step()
         _clip([edit for edit in batch.edits if not edit.done], config.clamp)
         batch = batch.without_done()
@@ -221,8 +227,8 @@ class _Batch:
         self.kl_columns = torch.tensor([e.rows.kl_column for e in edits], device=device)
 
     def reference_anchors(self, layers: Sequence[int]) -> list[Tensor]:
-        """What stood at the sites of each edit's reference row, [sites, d_model] float32."""
-        stacked = torch.stack([self.replay.anchors[layer] for layer in layers], dim=1).float()
+        """What stood at the sites of each edit's reference row, [sites, d_model] float32 or wider."""
+        stacked = wide(torch.stack([self.replay.anchors[layer] for layer in layers], dim=1))
         return [stacked[start].clone() for start in self.starts]
 
     def losses(self, layers: Sequence[int], config: EditConfig, *, first: bool) -> Tensor:
@@ -247,9 +253,8 @@ class _Batch:
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         layout = self.model.layout
-        return torch.log_softmax(
-            layout.logit_map.apply(layout.unembedding(layout.final_norm(hidden))).float(), 1
-        )
+        raw = layout.unembedding(layout.final_norm(hidden))
+        return torch.log_softmax(wide(layout.logit_map.apply(raw)), 1)
 
     def without_done(self) -> _Batch:
         """The batch without finished edits, once enough of it is finished to be worth it."""

@@ -21,13 +21,13 @@ import torch
 from nmke.errors import ConfigError, LayoutError, MemoryPlanError, NumericsError, RequestError, unknown_name
 from nmke.models.builtin import BUILTIN_MODELS, builtin_folder, no_progress_bars, read_gguf
 from nmke.models.cache import weights_fingerprint
-from nmke.models.tokens import TextEncoder, TokenBatch, length_buckets, pad_batch
+from nmke.models.generate import Decoding, continue_prompts, first_line
+from nmke.models.tokens import TextEncoder, TokenBatch
 
 if TYPE_CHECKING:
     from nmke.models.layout import ModelLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
-GENERATION_TOKEN_BUDGET = 8192
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -120,87 +120,9 @@ class EditableModel:
         temperature: float = 1.0,
         stop_at_newline: bool = False,
     ) -> list[str]:
-        """Continue each prompt; greedy answers are those the prompts would get one by one.
-
-        Args:
-            prompts: Plain text, not chat turns.
-            max_new_tokens: Most tokens to add to each.
-            do_sample: Draw from the full distribution instead of taking the likeliest token.
-            seed: Makes the draws repeatable; torch's own generator is left as it was.
-            temperature: Divides the logits when sampling.
-            stop_at_newline: End each answer before the first line break that follows visible text.
-
-        Returns:
-            The new text only, in the prompts' order.
-
-        Raises:
-            RequestError: If a prompt is empty, or too long for the model.
-        """
-        rows = [self.encoder.encode(prompt) for prompt in prompts]
-        self._check_lengths(rows, max_new_tokens)
-        answers = [""] * len(rows)
-        settings = self._generation_settings(max_new_tokens, do_sample, temperature)
-        lengths = [len(row) + max_new_tokens for row in rows]
-        with _seeded(seed, self.device):
-            for bucket in length_buckets(lengths, GENERATION_TOKEN_BUDGET):
-                texts = self._generate_batch([rows[i] for i in bucket], settings, stop_at_newline)
-                for index, text in zip(bucket, texts, strict=True):
-                    answers[index] = text
-        return answers
-
-    def _generate_batch(self, rows: list[list[int]], settings: Any, stop_at_newline: bool) -> list[str]:
-        batch = pad_batch(rows, self.encoder.pad_id, "left", self.device)
-        width = batch.input_ids.shape[1]
-
-        def ended(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-            texts = [self._decode(row, settings) for row in ids[:, width:].tolist()]
-            return torch.tensor([_first_line(text) != text for text in texts], device=ids.device)
-
-        output = self.model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            generation_config=settings,
-            stopping_criteria=[ended] if stop_at_newline else None,
-        )
-        texts = [self._decode(row, settings) for row in output[:, width:].tolist()]
-        return [_first_line(text) for text in texts] if stop_at_newline else texts
-
-    def _decode(self, ids: list[int], settings: Any) -> str:
-        """Text up to the first end-of-text token."""
-        ends = settings.eos_token_id or ()
-        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        return str(
-            self.tokenizer.decode(ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
-
-    def _generation_settings(self, max_new_tokens: int, do_sample: bool, temperature: float) -> Any:
-        """Settings that spell out what instruct models' own defaults change: draws, penalties, cut-offs."""
-        from transformers import GenerationConfig
-
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}; ask for at least 1 new token")
-        own = self.model.generation_config.eos_token_id
-        ends = own if isinstance(own, list) else [own, self.tokenizer.eos_token_id]
-        draws = {"temperature": temperature, "top_k": 0, "min_p": 0.0}
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            num_beams=1,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            eos_token_id=sorted({token for token in ends if token is not None}) or None,
-            pad_token_id=self.encoder.pad_id,
-            **(draws if do_sample else {"temperature": 1.0, "top_k": 50}),
-        )
-
-    def _check_lengths(self, rows: list[list[int]], max_new_tokens: int) -> None:
-        longest = max(map(len, rows), default=0)
-        if self.context_length is not None and longest + max_new_tokens > self.context_length:
-            raise RequestError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones were asked for, but {self.name} "
-                f"reads {self.context_length} tokens; shorten the prompt or ask for fewer"
-            )
+        """Continue each prompt; see `nmke.models.generate.continue_prompts`."""
+        decoding = Decoding(max_new_tokens, do_sample, seed, temperature, stop_at_newline)
+        return continue_prompts(self, prompts, decoding)
 
 
 def load_model(
@@ -360,13 +282,13 @@ def _explained(source: str, path: Path | None) -> Iterator[None]:
         raise RequestError(_not_found(source, path, error)) from error
     except (ValueError, KeyError, RuntimeError, ImportError) as error:
         raise LayoutError(
-            f"{source!r} cannot be loaded as a causal language model ({_first_line(str(error))}); "
+            f"{source!r} cannot be loaded as a causal language model ({first_line(str(error))}); "
             "a model that needs its own code, or is not causal, cannot be edited"
         ) from error
 
 
 def _not_found(source: str, path: Path | None, error: OSError) -> str:
-    reason = _first_line(str(error))
+    reason = first_line(str(error))
     if path is not None:
         return f"model {str(path)!r} cannot be read ({reason}); save model and tokenizer there again"
     if "/" not in source:
@@ -383,18 +305,3 @@ def _check_finite(model: Any) -> None:
             )
         if not torch.isfinite(parameter.sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
             raise NumericsError(f"weight {name!r} holds NaN or infinity; restore the model from a sound copy")
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
-
-
-def _first_line(text: str) -> str:
-    """`text` before the first line break that follows something visible."""
-    start = len(text) - len(text.lstrip())
-    return text[:start] + text[start:].partition("\n")[0]

@@ -176,7 +176,8 @@ class TailReplay:
         modules = (
             {i: model.layout.layers[i].down_proj for i in self.layers} if self.site == "down_proj" else {}
         )
-        with _record_columns(modules) as seen:
+        first_columns = torch.zeros(len(rows.ids), dtype=torch.long, device=model.device)
+        with _record_columns(modules, first_columns) as seen:
             self._replay = BlockReplay.record(model, inputs, first)
         if self.site == "block":
             seen = {self.layers[0]: self._replay.hidden[:, 0].clone()}
@@ -186,11 +187,11 @@ class TailReplay:
         """See `Replay.run`."""
         hidden = self._replay.hidden
         if self.site == "block":
-            return self._replay.run(_add_at(hidden, 0, deltas[self.layers[0]]))
+            return self._replay.run(_add_at_first(hidden, deltas[self.layers[0]]))
         with ExitStack() as stack:
             for layer, delta in deltas.items():
                 module = self.model.layout.layers[layer].down_proj
-                stack.enter_context(replace_output(module, lambda out, d=delta: _add_at(out, 0, d)))
+                stack.enter_context(replace_output(module, lambda out, d=delta: _add_at_first(out, d)))
             return self._replay.run(hidden)
 
     def select(self, rows: Sequence[int]) -> TailReplay:
@@ -241,7 +242,8 @@ class WholeForward:
 
 def open_replay(model: EditableModel, rows: AnchoredRows, layers: Sequence[int], site: Site) -> Replay:
     """The fastest replay that is exact for this model: see `replay_is_exact`."""
-    return (TailReplay if replay_is_exact(model) else WholeForward)(model, rows, layers, site)
+    behind = site == "down_proj" or layers[0] + 1 < model.layout.n_layers  # is there a block to replay?
+    return (TailReplay if behind and replay_is_exact(model) else WholeForward)(model, rows, layers, site)
 
 
 def replay_is_exact(model: EditableModel) -> bool:
@@ -273,17 +275,14 @@ def _agree(model: EditableModel, rows: AnchoredRows, deltas: Mapping[int, Tensor
 
 
 @contextmanager
-def _record_columns(
-    modules: Mapping[int, nn.Module], columns: Tensor | None = None
-) -> Iterator[dict[int, Tensor]]:
-    """Outputs of the modules at one column per row (default the first), [rows, d_model]."""
+def _record_columns(modules: Mapping[int, nn.Module], columns: Tensor) -> Iterator[dict[int, Tensor]]:
+    """Outputs of the modules at one column per row, [rows, d_model]."""
     seen: dict[int, Tensor] = {}
 
     def hook_for(key: int) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            out = first_tensor(output)
-            at = torch.zeros(len(out), dtype=torch.long, device=out.device) if columns is None else columns
-            seen[key] = out[torch.arange(len(out), device=out.device), at].detach().clone()
+            out = in_rows(first_tensor(output), len(columns))
+            seen[key] = out[torch.arange(len(out), device=out.device), columns].detach().clone()
 
         return hook
 
@@ -295,16 +294,23 @@ def _record_columns(
             handle.remove()
 
 
-def _add_at(hidden: Tensor, column: int, delta: Tensor) -> Tensor:
-    head, at, tail = hidden[:, :column], hidden[:, column], hidden[:, column + 1 :]
-    return torch.cat([head, (at + delta.to(at))[:, None], tail], dim=1)
+def in_rows(tensor: Tensor, rows: int) -> Tensor:
+    """[rows, seq, width] of what a module saw; some architectures flatten rows and positions for the MLP."""
+    return tensor.reshape(rows, -1, tensor.shape[-1])
+
+
+def _add_at_first(hidden: Tensor, delta: Tensor) -> Tensor:
+    grid = in_rows(hidden, len(delta))
+    changed = torch.cat([(grid[:, 0] + delta.to(grid))[:, None], grid[:, 1:]], dim=1)
+    return changed.reshape(hidden.shape)
 
 
 def _adder(columns: Tensor, delta: Tensor) -> Any:
     def change(out: Tensor) -> Tensor:
-        onehot = torch.zeros(out.shape[:2], device=out.device, dtype=out.dtype)
-        onehot[torch.arange(len(out), device=out.device), columns] = 1
-        return out + onehot[..., None] * delta.to(out)[:, None]
+        grid = in_rows(out, len(columns))
+        onehot = torch.zeros(grid.shape[:2], device=out.device, dtype=out.dtype)
+        onehot[torch.arange(len(grid), device=out.device), columns] = 1
+        return (grid + onehot[..., None] * delta.to(out)[:, None]).reshape(out.shape)
 
     return change
 

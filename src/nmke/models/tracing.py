@@ -124,3 +124,21 @@ def stop_after(module: nn.Module) -> Iterator[None]:
         return
     finally:
         handle.remove()
+
+
+@contextmanager
+def contiguous_input(module: nn.Module) -> Iterator[None]:
+    """Give the module a contiguous input while the context is open.
+
+    A linear layer on a strided slice of [batch, seq, d] multiplies batch by batch and may copy its weight for
+    each row: the unembedding of 128 prompts' last tokens took 77 s in bfloat16, 0.1 s when contiguous.
+    """
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].contiguous(), *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

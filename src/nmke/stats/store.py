@@ -23,6 +23,7 @@ from torch import Tensor
 from nmke.errors import StatsError
 from nmke.models.cache import atomic_file, cache_dir
 from nmke.models.load import EditableModel
+from nmke.models.replay import in_rows
 from nmke.models.tokens import TokenBatch, pad_batch
 from nmke.models.tracing import record_inputs, stop_after
 from nmke.progress import Progress, quiet
@@ -206,7 +207,7 @@ def add_windows(
         model.model(**model.inputs(batch))
     real = _counted(batch)
     for i, covariance in totals.items():
-        covariance.add(seen[i][real])
+        covariance.add(in_rows(seen[i], len(real))[real])
 
 
 def _counted(batch: TokenBatch) -> Tensor:

@@ -1,0 +1,72 @@
+# Every target builds .venv first when it is missing, or when pyproject.toml or constraints.txt changed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: demo test check check-format check-lint check-types check-docs bench docs clean help
+
+VENV := .venv
+STAMP := $(VENV)/.stamp
+RUN := $(VENV)/bin/python -m
+PYTHON ?=
+WORKERS ?= 2
+ARGS ?=
+REPORTS := build/reports
+export NO_MKDOCS_2_WARNING := 1
+UNMARKED := not model and not browser and not slow and not gpu
+
+help:  ## Say what each target does.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+demo: $(STAMP)  ## Edit real facts into a real model, undo one, leave a model behind (ARGS=... are passed on).
+	$(VENV)/bin/nmke demo $(ARGS)
+
+test: $(STAMP)  ## Tests on tiny models, then tests on the real default model. WORKERS=0 runs in one process.
+	mkdir -p $(REPORTS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "$(UNMARKED)" -n $(WORKERS) --junitxml=$(REPORTS)/unmarked.xml
+	$(RUN) pytest -m "model" -rs --junitxml=$(REPORTS)/model.xml
+
+check: check-format check-lint check-types check-docs  ## Format, lint, types, and the documentation.
+
+check-format: $(STAMP)
+	$(RUN) ruff format --check .
+
+check-lint: $(STAMP)
+	$(RUN) ruff check .
+
+check-types: $(STAMP)
+	$(RUN) mypy
+
+check-docs: $(STAMP)
+	$(RUN) mkdocs build --strict --quiet --site-dir build/docs
+
+bench: $(STAMP)  ## Measure speed, quality and the self-written corpus; results go to benchmarks/.
+	$(VENV)/bin/python benchmarks/speed_quality.py
+	$(VENV)/bin/python benchmarks/corpus.py
+
+docs: $(STAMP)  ## Build the documentation into site/.
+	$(RUN) mkdocs build --strict --site-dir site
+
+clean:  ## Remove the environment and everything that was built; caches of models stay.
+	rm -rf $(VENV) build site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first interpreter that runs and is new enough. An environment that still works is brought up to date,
+# not rebuilt. The exact versions exist for Python 3.11 and later; under 3.10 only torch is pinned.
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(VENV)/bin/python -c 'import pip' 2>/dev/null; then \
+	  for python in $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3; do \
+	    if $$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then break; fi; \
+	    python=; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo 'make: no Python 3.10 or later with the venv module was found; install one or set PYTHON=' >&2; exit 1; \
+	  fi; \
+	  echo "Building $(VENV) with $$python; the first time takes a few minutes." >&2; \
+	  $$python -m venv --clear $(VENV); \
+	fi
+	@pins=constraints.txt; \
+	if ! $(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  pins=$(VENV)/torch.txt; grep '^torch==' constraints.txt > $$pins; \
+	fi; \
+	$(RUN) pip install --disable-pip-version-check --quiet -c $$pins -e ".[dev]"
+	@touch $@

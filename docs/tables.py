@@ -1,0 +1,97 @@
+"""Fills the tables of the documentation from the code, so that they cannot drift apart.
+
+A page holds a comment such as `<!-- table: settings -->`; mkdocs calls `on_page_markdown`.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from typing import Any
+
+from nmke import errors
+from nmke.config import EditConfig
+
+MARK = re.compile(r"<!-- table: ([a-z]+) -->")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The page with every marked table filled in."""
+    return MARK.sub(lambda match: TABLES[match.group(1)](), markdown)
+
+
+def _settings() -> str:
+    rows = [
+        (f"`{name}`", _type(field.annotation), f"`{field.default}`", field.description or "")
+        for name, field in EditConfig.model_fields.items()
+    ]
+    return _table(("setting", "values", "default", "meaning"), rows)
+
+
+def _methods() -> str:
+    from nmke.editors import methods
+
+    rows = []
+    for name in methods.names():
+        entry = methods.entry(name)
+        own = ", ".join(f"`{key}={value}`" for key, value in entry.value.defaults.items())
+        rows.append((f"`{name}`", entry.summary, own, entry.source))
+    return _table(("method", "what it does", "its own defaults", "source"), rows)
+
+
+def _scores() -> str:
+    from nmke.attribution import neuron_scores
+
+    entries = [neuron_scores.entry(name) for name in neuron_scores.names()]
+    rows = [(f"`{entry.name}`", entry.summary, entry.source) for entry in entries]
+    return _table(("attribution", "what it measures", "source"), rows)
+
+
+def _builtins() -> str:
+    from nmke.models.builtin import BUILTIN_MODELS
+
+    rows = [
+        (f"`{model.name}`", model.title, ", ".join(f"`{wheel.requirement}`" for wheel in model.wheels))
+        for model in BUILTIN_MODELS.values()
+    ]
+    return _table(("name", "model", "comes from"), rows)
+
+
+def _errors() -> str:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    rows = [
+        (f"`{kind.__name__}`", str(kind.exit_code), (kind.__doc__ or "").strip())
+        for kind in kinds
+        if issubclass(kind, errors.NmkeError)
+    ]
+    return _table(("error", "exit code", "raised when"), rows)
+
+
+def _type(annotation: Any) -> str:
+    """Values that a setting takes, in words."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
+    inner = [part for part in typing.get_args(annotation) if part is not type(None)]
+    if typing.get_origin(annotation) is tuple:
+        return "list of integers"
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(inner[0])
+    if inner:
+        return ", ".join(_type(part) for part in inner)
+    words = {"str": "text", "int": "integer", "float": "number"}
+    name = getattr(annotation, "__name__", str(annotation))
+    return words.get(name, name)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+TABLES = {
+    "settings": _settings,
+    "methods": _methods,
+    "scores": _scores,
+    "builtins": _builtins,
+    "errors": _errors,
+}

@@ -1,0 +1,171 @@
+"""The loop behind `nmke edit`: prepare, ask, edit batch by batch, ask again, score; Ctrl-C ends it cleanly."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from nmke.cli.console import Bars, Lines, note, progress
+from nmke.cli.probes import Answer, Probe, answers, choose_probes
+from nmke.cli.scoring import base_outputs, score_session
+
+if TYPE_CHECKING:
+    from nmke.evaluation.score_table import ScoreTable
+    from nmke.ledger import EditRecord
+    from nmke.session import BatchReport, EditSession
+    from nmke.types import EditRequest
+
+
+@dataclass
+class Outcome:
+    """What one command edited.
+
+    Args:
+        reports: One per batch.
+        probes, before, after: The prompts shown, and what the model said.
+        scores: Scores over all facts of the command after the last edit; None when not asked for.
+        skipped: Facts that the run held already.
+        interrupted: Whether Ctrl-C ended it early.
+        prepare_seconds: Time that key statistics took.
+    """
+
+    reports: list[BatchReport] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    before: list[Answer] = field(default_factory=list)
+    after: list[Answer] = field(default_factory=list)
+    scores: ScoreTable | None = None
+    skipped: int = 0
+    interrupted: bool = False
+    prepare_seconds: float = 0.0
+
+    @property
+    def records(self) -> list[EditRecord]:
+        """One per fact, in order."""
+        return [record for report in self.reports for record in report.records]
+
+    @property
+    def n_edits(self) -> int:
+        """Facts that this command dealt with."""
+        return len(self.records)
+
+    def with_status(self, status: str) -> list[EditRecord]:
+        """The records with that status: "written", "failed" or "known"."""
+        return [record for record in self.records if record.status == status]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by stage, over all batches."""
+        total: dict[str, float] = {}
+        for report in self.reports:
+            for stage, seconds in report.seconds.items():
+                total[stage] = total.get(stage, 0.0) + seconds
+        return total
+
+    @property
+    def seconds_per_edit(self) -> float | None:
+        """Time of the edit stages over the facts that were edited; known ones cost nothing."""
+        edited = self.n_edits - len(self.with_status("known"))
+        return sum(self.seconds.values()) / edited if edited else None
+
+
+def edit_all(
+    session: EditSession, requests: Sequence[EditRequest], *, resume: bool = False, evaluate: bool = True
+) -> Outcome:
+    """Edit the facts in batches, with progress on stderr.
+
+    Raises:
+        NmkeError: As `EditSession.edit_many`.
+    """
+    known = session.ledger.known_ids(session.ledger.active())
+    new = [request for request in requests if request.id not in known] if resume else list(requests)
+    outcome = Outcome(skipped=len(requests) - len(new))
+    if outcome.skipped:
+        note(f"{outcome.skipped} of {len(requests)} facts are in the run already and are skipped")
+    shown = progress()
+    outcome.prepare_seconds = prepare_session(session, shown)
+    if evaluate:
+        base_outputs(session, requests)
+        outcome.probes = choose_probes(new or requests)
+        outcome.before = answers(session.model, outcome.probes)
+    _edit_batches(session, new, outcome, shown)
+    if evaluate and not outcome.interrupted:
+        outcome.after = answers(session.model, outcome.probes)
+        outcome.scores = score_session(session, requests)
+    return outcome
+
+
+def prepare_session(session: EditSession, shown: Bars | Lines) -> float:
+    """Gather the key statistics that the session's settings need; the seconds it took."""
+    from nmke.stats.store import CorpusSpec
+
+    config, begun = session.config, time.perf_counter()
+    spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
+    missing = session.store.missing(session.model, config.layers or (), spec)
+    if missing:
+        note(
+            f"key statistics of layers {', '.join(map(str, missing))} are not cached: gathering them "
+            f"(once; corpus {config.corpus!r}, {config.corpus_tokens} tokens)"
+        )
+        with session.base():
+            session.store.prepare(session.model, missing, spec, shown)
+    return time.perf_counter() - begun
+
+
+def _edit_batches(
+    session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, shown: Bars | Lines
+) -> None:
+    total = -(-len(requests) // session.config.batch_size)
+    with _interrupts() as stop, shown.task("batches", total=total) as task:
+        for report in session.edit_many(requests, stop=stop, progress=shown):
+            outcome.reports.append(report)
+            task.advance()
+            shown.line(_batch_line(report, len(outcome.reports), total))
+        outcome.interrupted = stop() and len(outcome.records) < len(requests)
+
+
+def _batch_line(report: BatchReport, number: int, total: int) -> str:
+    """One line on a batch."""
+    counts = {s: sum(r.status == s for r in report.records) for s in ("written", "failed", "known")}
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    drift = max(report.event.body.get("drift", {}).values(), default=0.0)
+    took = sum(report.seconds.values())
+    return (
+        f"batch {number}/{total}  {report.event.id}  {said}  {took:.1f} s  drift {drift:.2%}  "
+        f"hash {report.event.hash_after[:12]}"
+    )
+
+
+class _Stop:
+    """Asked between batches; set by the first Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        note("finishing this batch, then saving; Ctrl-C again stops at once", "yellow")
+
+
+@contextmanager
+def _interrupts() -> Iterator[_Stop]:
+    """The first Ctrl-C inside ends the loop after its batch, the second raises KeyboardInterrupt."""
+    stop = _Stop()
+    try:
+        before = signal.signal(signal.SIGINT, stop.handle)
+    except ValueError:  # not the main thread
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

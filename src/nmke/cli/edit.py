@@ -1,0 +1,90 @@
+"""`nmke edit`: write facts into a model, one batch after another, each saved before the next begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nmke.cli.batches import Outcome, edit_all
+from nmke.cli.console import print_json
+from nmke.cli.edit_report import edit_json, print_edit
+from nmke.cli.opening import Loading, editing, find_place, read_requests, save_recipe
+from nmke.cli.settings import merge, takes_settings
+from nmke.errors import HealthError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nmke.session import EditSession
+    from nmke.types import EditRequest
+
+INTERRUPTED = 130
+
+
+@takes_settings()
+def edit(
+    source: Annotated[
+        str, typer.Argument(help="Model (built-in name, folder, GGUF file, hub id) or run folder.")
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Option("-p", "--prompt", help="Prompt with its subject marked: 'The capital of {France} is'."),
+    ] = None,
+    target: Annotated[str | None, typer.Option("-t", "--target", help="The new answer.")] = None,
+    subject: Annotated[
+        str | None, typer.Option("-s", "--subject", help="The subject, where the prompt does not mark it.")
+    ] = None,
+    facts: Annotated[
+        Path | None, typer.Option("-f", "--facts", help="File of facts: JSONL, JSON or CSV, gzip or not.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file of settings.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Run folder to make [nmke-run-MODEL-TIME].")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an existing run; facts it holds are skipped.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete the run at --output first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 6 when an edit does not take.")] = False,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not score the facts afterwards.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Type of the weights: float32, bfloat16, auto.", envvar="NMKE_DTYPE")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    settings: dict[str, Any] = {},  # noqa: B006 - filled by takes_settings, never changed
+) -> None:
+    """Edit facts; the source model is only read, everything goes to a run folder.
+
+    One fact: nmke edit MODEL -p "The capital of {France} is" -t Lyon. Many: nmke edit MODEL --facts FILE.
+    Settings: flags win over NMKE_* variables, these over --config, these over the run's own recipe.
+    """
+    requests = read_requests(prompt, target, subject, facts, limit)
+    place = find_place(source, output, resume=resume, force=force)
+    given = merge(settings, config, place.recipe)
+    with editing(place, given, Loading(dtype, device, revision), requests) as session:
+        outcome = edit_all(session, requests, resume=resume, evaluate=not no_eval)
+        if outcome.reports:
+            save_recipe(session, given)
+        _show(session, requests, outcome, as_json=as_json)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    failed = outcome.with_status("failed")
+    if strict and failed:
+        raise HealthError(
+            f"{len(failed)} of {outcome.n_edits} edits did not take (first: {failed[0].request.id!r}); they are in "
+            "the run: take them back with `nmke undo` and try other settings"
+        )
+
+
+def _show(
+    session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, *, as_json: bool
+) -> None:
+    if as_json:
+        print_json(edit_json(session, outcome))
+    else:
+        print_edit(session, requests, outcome)

@@ -1,0 +1,146 @@
+"""What `nmke edit` says when it is done: a table, a few labelled lines, or one JSON object."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from nmke.cli.console import fact, say, table
+from nmke.cli.probes import probe_rows, probes_json, short
+from nmke.cli.scoring import score_line
+
+if TYPE_CHECKING:
+    from nmke.cli.batches import Outcome
+    from nmke.session import EditSession
+    from nmke.types import EditRequest
+    from nmke.weights_state import ChangedTensor
+
+SHOWN_FAILURES = 8
+
+
+def edit_json(session: EditSession, outcome: Outcome) -> dict[str, Any]:
+    """The object that `nmke edit --json` prints."""
+    return {
+        "schema": "nmke.edit/1",
+        "run": str(session.folder.root),
+        "model": session.model.source,
+        "method": session.config.method,
+        "n_edits": outcome.n_edits,
+        "n_written": len(outcome.with_status("written")),
+        "n_failed": len(outcome.with_status("failed")),
+        "n_known": len(outcome.with_status("known")),
+        "n_skipped": outcome.skipped,
+        "interrupted": outcome.interrupted,
+        "seconds_per_edit": outcome.seconds_per_edit,
+        "seconds": {**outcome.seconds, "prepare": outcome.prepare_seconds},
+        "peak_rss_mb": peak_rss_mb(),
+        "scores": outcome.scores.to_json() if outcome.scores else {},
+        "probes": probes_json(outcome.probes, outcome.before, outcome.after) if outcome.after else [],
+        "failed": [_failure(r.request, r.detail) for r in outcome.with_status("failed")],
+        "known": [r.request.id for r in outcome.with_status("known")],
+        "masks": {str(k): v for k, v in outcome.reports[-1].masks.items()} if outcome.reports else {},
+        "drift": {str(k): v for k, v in session.weights.drift().items()},
+        "changed_tensors": [asdict(changed) for changed in session.changed()],
+        "content_hash": session.content_hash,
+        "config": session.config.model_dump(mode="json"),
+    }
+
+
+def print_edit(session: EditSession, requests: Sequence[EditRequest], outcome: Outcome) -> None:
+    """The same for people."""
+    if outcome.after:
+        rows = probe_rows(outcome.probes, outcome.before, outcome.after)
+        table(("probe", "prompt", "before", "after", "p(new)"), rows, right=("p(new)",))
+    fact("edits", _counts(session, outcome))
+    neurons = neuron_text(outcome)
+    if neurons:
+        fact("neurons", neurons)
+    changes = session.changed()
+    fact("changed", changed_text(changes))
+    fact("health", health_text(session))
+    if outcome.scores:
+        score_line(outcome.scores.protocols["teacher_forced"])
+    _print_exceptions(outcome)
+    root = session.folder.root
+    fact("saved", f"{root}   content hash {session.content_hash[:12]}")
+    if outcome.reports:
+        fact("undo", f"nmke undo {root} -n {len(outcome.reports)}")
+    if outcome.interrupted:
+        left = len(requests) - outcome.skipped - outcome.n_edits
+        fact("stopped", f"{left} facts are left; the same command with --resume goes on")
+    else:
+        fact("next", f"nmke chat {root} --compare\nnmke export {root} --to hf -o OUT")
+
+
+def neuron_text(outcome: Outcome) -> str:
+    """Neurons selected in the last edited batch, of how many, and how spread out their importance is."""
+    masks = next((report.masks for report in reversed(outcome.reports) if report.masks), {})
+    lines = []
+    for layer, detail in sorted(masks.items()):
+        kept, width = int(detail["kept"]), int(detail["d_mlp"])
+        lines.append(
+            f"layer {layer}: {kept} of {width} selected ({kept / width:.0%}; "
+            f"entropy general {detail['general_entropy']:.2f}, specific {detail['specific_entropy']:.2f})"
+        )
+    return "\n".join(lines)
+
+
+def changed_text(changes: Sequence[ChangedTensor]) -> str:
+    """How many columns of which tensors differ from the base."""
+    if not changes:
+        return "nothing: the model is the base model"
+    lines = [f"{c.name}: {c.columns} of {c.of} columns" for c in changes]
+    return "\n".join(lines)
+
+
+def health_text(session: EditSession) -> str:
+    """Drift of every edited layer."""
+    drift = session.weights.drift()
+    if not drift:
+        return "no weight has moved"
+    return "drift ‖ΔW‖/‖W‖ " + ", ".join(f"layer {layer} {value:.2%}" for layer, value in drift.items())
+
+
+def peak_rss_mb() -> float:
+    """Largest memory of this process so far, MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _counts(session: EditSession, outcome: Outcome) -> str:
+    config, per_edit = session.config, outcome.seconds_per_edit
+    layers = ", ".join(map(str, config.layers or ()))
+    text = (
+        f"{len(outcome.with_status('written'))} of {outcome.n_edits} written with {config.method!r} "
+        f"into layers {layers}"
+    )
+    if per_edit is None:
+        return text
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in outcome.seconds.items())
+    return f"{text}\n{per_edit:.2f} s per edit (seconds: {stages})"
+
+
+def _print_exceptions(outcome: Outcome) -> None:
+    known, failed = outcome.with_status("known"), outcome.with_status("failed")
+    if known:
+        names = ", ".join(record.request.id for record in known[:5])
+        more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+        fact("known", f"{len(known)} skipped, the model says them already: {names}{more}")
+    for record in failed[:SHOWN_FAILURES]:
+        asked = f"{short(record.request.text, 60)} → {record.request.target_new}"
+        fact("failed", f"{record.request.id}  {asked}\n{record.detail.get('reason', '')}")
+    if len(failed) > SHOWN_FAILURES:
+        say(f"          and {len(failed) - SHOWN_FAILURES} more; `nmke log` lists them")
+
+
+def _failure(request: EditRequest, detail: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "prompt": request.text,
+        "target_new": request.target_new,
+        "reason": detail.get("reason"),
+        "probability": detail.get("probability_after"),
+    }

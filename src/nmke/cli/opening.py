@@ -1,0 +1,259 @@
+"""From what the user named, a model or a run folder, to an open session; nothing is made before it can work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from nmke.cli.console import warn, working
+from nmke.errors import ConfigError, NmkeError, RequestError
+
+if TYPE_CHECKING:
+    from nmke.config import EditConfig
+    from nmke.models.load import EditableModel
+    from nmke.session import EditSession
+    from nmke.types import EditRequest
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is or will be.
+
+    Args:
+        root: The run folder; None: named after the model once that is loaded.
+        model: The model to begin it on, None for a run that exists.
+        force: Delete what stands at `root` first.
+    """
+
+    root: Path | None
+    model: str | None
+    force: bool = False
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the run was begun with, {} for a new one."""
+        from nmke.config import read_config
+
+        path = None if self.root is None or self.force else self.root / RECIPE
+        return read_config(path) if path is not None and path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded."""
+
+    dtype: str = "float32"
+    device: str = "auto"
+    revision: str | None = None
+
+
+def is_run(source: str) -> bool:
+    """Whether the user named a run folder."""
+    return (Path(source) / "nmke.json").is_file()
+
+
+def run_folder(source: str) -> Path:
+    """The run folder that the user named.
+
+    Raises:
+        RequestError: If it is none.
+    """
+    from nmke.run_folder import RunFolder
+
+    return RunFolder.open(Path(source)).root
+
+
+def find_place(source: str, output: Path | None, *, resume: bool, force: bool) -> Place:
+    """Decide where edits go, before anything is loaded.
+
+    Raises:
+        ConfigError: If the output exists and neither `resume` nor `force` is given, or they contradict.
+    """
+    if resume and force:
+        raise ConfigError("--resume and --force contradict each other; give one")
+    if is_run(source):
+        if force or (output is not None and output.resolve() != Path(source).resolve()):
+            raise ConfigError(
+                f"{source!r} is a run: edits are added to it; leave out --output and --force, "
+                "or name the base model to begin another run"
+            )
+        return Place(Path(source), None)
+    if output is None:
+        return Place(None, source)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        _check_existing(source, output, resume=resume, force=force)
+        return Place(output, source, force=True) if force else Place(output, None)
+    return Place(output, source)
+
+
+def _check_existing(source: str, output: Path, *, resume: bool, force: bool) -> None:
+    if not resume and not force:
+        raise ConfigError(
+            f"output {str(output)!r} exists; continue it with --resume, replace it with --force, "
+            "or choose another folder"
+        )
+    if not is_run(str(output)):
+        raise ConfigError(
+            f"output {str(output)!r} exists and is not a run folder, so it is neither continued nor deleted; "
+            "choose another folder"
+        )
+    if resume:
+        from nmke.run_folder import RunFolder
+
+        base = RunFolder.open(output).base
+        if source not in (base.source, base.name) and str(Path(source).resolve()) != base.source:
+            raise ConfigError(f"run {str(output)!r} edits {base.source!r}, not {source!r}; name that model")
+
+
+@contextmanager
+def editing(
+    place: Place, settings: Mapping[str, Any], loading: Loading, requests: Sequence[EditRequest]
+) -> Iterator[EditSession]:
+    """The session that edits go to; a run folder begun here is removed again if nothing came of it.
+
+    Args:
+        place: Where.
+        settings: As `settings.merge` gives them.
+        loading: How the model is loaded.
+        requests: What will be edited; checked against the model before the folder is made.
+
+    Raises:
+        NmkeError: Whatever is wrong with place, settings, model or requests.
+    """
+    from nmke.config import EditConfig
+    from nmke.session import EditSession, resolve
+
+    config = EditConfig.create(**settings)
+    if place.model is None:
+        assert place.root is not None
+        session, began = open_run(place.root, loading.device, config), False
+        check_requests(session.model, requests)
+    else:
+        model = load(place.model, loading)
+        resolve(config, model)
+        check_requests(model, requests)
+        root = place.root or default_output(model.name)
+        with working("preparing the run"):
+            session = EditSession.open(
+                model, root, config=config, force=place.force, revision=loading.revision
+            )
+        began = True
+    try:
+        yield session
+    except BaseException:
+        if began and session.ledger.last() is None:
+            session.close()
+            shutil.rmtree(session.folder.root, ignore_errors=True)
+        raise
+    finally:
+        session.close()
+
+
+def save_recipe(session: EditSession, settings: Mapping[str, Any]) -> None:
+    """Keep the settings that were given in the run, for edits to come."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    path = session.folder.root / RECIPE
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load(source: str, loading: Loading) -> EditableModel:
+    """The model, with a word on stderr while it loads."""
+    with working(f"loading {source}"):
+        from nmke.models.load import load_model
+
+        return load_model(source, dtype=loading.dtype, device=loading.device, revision=loading.revision)
+
+
+def open_run(root: Path, device: str = "auto", config: EditConfig | None = None) -> EditSession:
+    """The session of an existing run; settings are the run's own unless given."""
+    from nmke.run_folder import RunFolder
+
+    folder = RunFolder.open(root)
+    with working(f"loading {folder.base.name} with the edits of {root}"):
+        from nmke.config import EditConfig
+        from nmke.session import EditSession
+
+        if config is None:
+            config = EditConfig.create(**Place(root, None).recipe)
+        return EditSession.resume(folder, config, device=device)
+
+
+def default_output(name: str) -> Path:
+    """A run folder in the current folder, named after model and time."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(f"nmke-run-{name}-{stamp}")
+
+
+def read_requests(
+    prompt: str | None, target: str | None, subject: str | None, facts: Path | None, limit: int | None
+) -> list[EditRequest]:
+    """The facts that the command line names.
+
+    Raises:
+        ConfigError: If it names none, or both ways at once.
+        RequestError: If they are malformed.
+    """
+    if facts is not None:
+        if prompt is not None or target is not None:
+            raise ConfigError("--facts and --prompt/--target were both given; give one of them")
+        return read_file(facts, limit)
+    if prompt is None or target is None:
+        raise ConfigError(
+            "no fact was given; give --prompt 'The capital of {France} is' with --target Lyon, or --facts FILE"
+        )
+    from nmke.facts import parse_prompt
+    from nmke.types import EditRequest
+
+    template, found = parse_prompt(prompt, subject)
+    return [EditRequest(template, found, target)]
+
+
+def read_file(facts: Path, limit: int | None = None) -> list[EditRequest]:
+    """The facts of a file; says what was guessed and skipped.
+
+    Raises:
+        RequestError: If it is missing or malformed; names line and field.
+    """
+    from nmke.cli.console import note
+    from nmke.facts import read_facts
+
+    read = read_facts(facts, limit=limit)
+    note(f"{facts}: {len(read.requests)} facts, read as {read.shape!r} ({read.format})")
+    for remark in read.notes:
+        warn(remark)
+    return list(read.requests)
+
+
+def check_requests(model: EditableModel, requests: Sequence[EditRequest]) -> None:
+    """Refuse requests that the model cannot read, before anything is written.
+
+    Raises:
+        RequestError: Names the edit.
+    """
+    encoder, limit = model.encoder, model.context_length
+    seen: set[str] = set()
+    for request in requests:
+        if request.id in seen:
+            raise RequestError(f"edit id {request.id!r} occurs twice; give every fact its own id")
+        seen.add(request.id)
+        prompts = [request.text, *request.paraphrases, *(n.prompt for n in request.neighborhood)]
+        try:
+            encoder.subject_last_index(request.text, request.subject_end)
+            target = encoder.encode_target(request.text, request.target_new)
+            longest = max(len(encoder.encode(prompt)) for prompt in prompts) + len(target)
+        except NmkeError as error:
+            raise RequestError(f"edit {request.id!r}: {error}") from error
+        if limit is not None and longest > limit:
+            raise RequestError(
+                f"edit {request.id!r}: prompt {request.text[:60]!r} and target have {longest} tokens, "
+                f"the model reads {limit}; shorten the prompt"
+            )
