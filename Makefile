@@ -17,7 +17,7 @@ UNMARKED := not model and not browser and not slow and not gpu
 help:  ## Say what each target does.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
 
-demo: $(STAMP)  ## Edit real facts into a real model, undo one, leave a model behind (ARGS=... are passed on).
+demo: $(STAMP)  ## Edit real facts into a real model, undo a batch, leave a model behind (ARGS=... are passed on).
 	$(VENV)/bin/nmke demo $(ARGS)
 
 test: $(STAMP)  ## Tests on tiny models, then tests on the real default model. WORKERS=0 runs in one process.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +95,23 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk, so that a power cut cannot lose a file that the ledger names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     try:
         with atomic_file(path) as temporary:
             plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
             save_file(plain, temporary, metadata=metadata)
-            return file_sha256(temporary)
+            found = file_sha256(temporary)
+        sync_folder(path.parent)
+        return found
     except (OSError, SafetensorError) as error:
         raise LedgerError(
             f"{path.name} could not be written ({error}); nothing was changed: free disk space and run again "

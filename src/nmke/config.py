@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from nmke.errors import ConfigError
 
@@ -74,6 +82,25 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
 
     corpus: str = Field("self", description="Text for key statistics: self, a file, or hf:NAME.")
     corpus_tokens: PositiveInt = Field(30_000, description="Tokens of that text.")
+
+    health_every: NonNegativeInt = Field(
+        1, description="Look at the model's health every so many batches; 0: never."
+    )
+    on_collapse: Literal["stop", "rollback", "continue"] = Field(
+        "stop", description="At a stop limit: stop, take the batch back and stop, or warn and continue."
+    )
+    kl_warn: PositiveFloat = Field(
+        0.3, description="Warn above this KL to the unedited model (nats per token)."
+    )
+    kl_stop: PositiveFloat = Field(2.0, description="Stop above this KL to the unedited model.")
+    perplexity_warn: PositiveFloat = Field(
+        1.15, description="Warn above this perplexity, in units of the unedited model's."
+    )
+    perplexity_stop: PositiveFloat = Field(2.0, description="Stop above this perplexity, in the same units.")
+    retention_warn: NonNegativeFloat = Field(
+        0.7, description="Warn when less than this share of the earlier edits asked again still holds."
+    )
+    retention_stop: NonNegativeFloat = Field(0.3, description="Stop below this share of earlier edits.")
 
     @classmethod
     def create(cls, **settings: Any) -> EditConfig:

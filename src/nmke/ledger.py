@@ -14,13 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from nmke.active_edits import ActiveEdits, EventKind, Status
 from nmke.errors import LedgerError, VerifyError
 from nmke.types import EditRequest, Neighbor
-
-EventKind = Literal["edit", "undo", "revert"]
-Status = Literal["written", "failed", "known"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -95,13 +93,14 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._index = ActiveEdits()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise LedgerError(
+            raise _damaged(error)(
                 f"ledger {str(path)!r} cannot be opened ({error}); restore it from a backup"
             ) from error
 
@@ -114,7 +113,7 @@ class Ledger:
         try:
             yield self._db
         except (sqlite3.Error, json.JSONDecodeError, TypeError, KeyError) as error:
-            raise LedgerError(
+            raise _damaged(error)(
                 f"ledger {str(self._path)!r} is damaged ({error}); restore it from a backup"
             ) from error
 
@@ -146,7 +145,7 @@ class Ledger:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
-                "INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?,?)", (seq, f"b{chain[:8]}", *values, chain)
+                "INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?,?)", (seq, _name(chain), *values, chain)
             )
             self._db.executemany("INSERT INTO edits VALUES (?,?,?,?,?,?,?)", rows)
             self._db.execute("COMMIT")
@@ -157,7 +156,12 @@ class Ledger:
                 f"event {seq} could not be written to {str(self._path)!r} ({error}); nothing was changed: "
                 "free disk space or check permissions, then run again with --resume"
             ) from error
-        return self.event(seq)
+        return _event((seq, _name(chain), *values, chain), tuple(edits))
+
+    def last_seq(self) -> int:
+        """Number of the newest event, 0 when there is none."""
+        with self._reading() as db:
+            return int(db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
 
     def last(self) -> Event | None:
         """The newest event, without its edits."""
@@ -185,36 +189,41 @@ class Ledger:
         ).fetchall()
         return tuple(EditRecord(_request(json.loads(r)), s, json.loads(d)) for s, r, d in rows)
 
+    @property
+    def edits(self) -> ActiveEdits:
+        """The index of active edits, brought up to the newest event."""
+        with self._reading() as db:
+            fresh = db.execute(
+                "SELECT seq, kind, CASE kind WHEN 'edit' THEN '' ELSE body END FROM events WHERE seq > ? ORDER BY seq",
+                (self._index.seen,),
+            ).fetchall()
+            for seq, kind, body in fresh:
+                if kind == "edit":
+                    query = "SELECT position, id, fact_key, status FROM edits WHERE seq = ? ORDER BY position"
+                    self._index.add(seq, db.execute(query, (seq,)).fetchall())
+                else:
+                    self._index.take_back(seq, json.loads(body))
+        return self._index
+
     def active(self) -> list[int]:
         """Sequence numbers of the batches whose writes are in the model, oldest first."""
-        found: list[int] = []
-        with self._reading() as db:
-            for seq, kind, body in db.execute("SELECT seq, kind, body FROM events ORDER BY seq"):
-                if kind == "edit":
-                    found.append(seq)
-                else:
-                    undone = set(json.loads(body)["undone"])
-                    found = [s for s in found if s not in undone]
-        return found
+        return self.edits.batches
 
     def known_ids(self, active: Sequence[int]) -> dict[str, tuple[int, int, Status]]:
-        """Requests of the active batches by id: batch, position and status."""
-        return {row[0]: (row[1], row[2], row[3]) for row in self._select("id, seq, position, status", active)}
+        """Requests of these active batches by id: batch, position and status."""
+        index = self.edits
+        return {p.id: (p.seq, p.position, p.status) for seq in active for p in index.batch(seq)}
 
-    def fact_positions(self, active: Sequence[int]) -> dict[str, list[tuple[int, int, str]]]:
-        """Written requests of the active batches by fact: (batch, position, id), oldest first."""
-        found: dict[str, list[tuple[int, int, str]]] = {}
-        for fact, seq, position, name, status in self._select("fact_key, seq, position, id, status", active):
-            if status != "known":
-                found.setdefault(fact, []).append((seq, position, name))
-        return found
-
-    def _select(self, columns: str, active: Sequence[int]) -> list[tuple[Any, ...]]:
-        wanted = set(active)
-        at = [name.strip() for name in columns.split(",")].index("seq")
+    def request(self, seq: int, position: int) -> EditRequest:
+        """One request of a batch."""
         with self._reading() as db:
-            rows = db.execute(f"SELECT {columns} FROM edits ORDER BY seq, position").fetchall()
-        return [row for row in rows if row[at] in wanted]
+            query = "SELECT request FROM edits WHERE seq = ? AND position = ?"
+            return _request(json.loads(db.execute(query, (seq, position)).fetchone()[0]))
+
+    def file_names(self) -> set[str]:
+        """Every file that an event names."""
+        with self._reading() as db:
+            return {name for (files,) in db.execute("SELECT files FROM events") for name in json.loads(files)}
 
     def verify_chain(self) -> int:
         """Recompute every row's hash.
@@ -225,19 +234,51 @@ class Ledger:
         Raises:
             VerifyError: At the first row that does not fit.
         """
-        previous, count = "", 0
-        with self._reading() as db:
-            for row in db.execute("SELECT * FROM events ORDER BY seq").fetchall():
-                seq, _id, *values, chain = row
-                edits = db.execute("SELECT * FROM edits WHERE seq = ? ORDER BY position", (seq,)).fetchall()
-                count += 1
-                if seq != count or values[-1] != previous or _chain(seq, tuple(values), edits) != chain:
-                    raise VerifyError(
-                        f"event {seq} of {str(self._path)!r} was changed after it was written: its hash does not fit; "
-                        "restore the run from a backup"
+        count, rows = 0, 0
+        try:
+            with self._reading() as db:
+                found = db.execute("PRAGMA integrity_check").fetchone()[0]
+                if found != "ok":
+                    raise LedgerError(
+                        f"ledger {str(self._path)!r} is damaged ({found}); restore it from a backup"
                     )
-                previous = chain
+                previous = ""
+                for row in db.execute("SELECT * FROM events ORDER BY seq"):
+                    count += 1
+                    previous, edits = self._checked_chain(row, count, previous)
+                    rows += edits
+                if rows != db.execute("SELECT count(*) FROM edits").fetchone()[0]:
+                    raise self._mismatch("a request")
+        except VerifyError:
+            raise
+        except LedgerError as error:
+            raise VerifyError(str(error)) from error
         return count
+
+    def _checked_chain(self, row: tuple[Any, ...], number: int, previous: str) -> tuple[str, int]:
+        """The row's recomputed hash, and how many requests it covers."""
+        seq, name, *values, chain = row
+        query = "SELECT * FROM edits WHERE seq = ? ORDER BY position"
+        edits = self._db.execute(query, (seq,)).fetchall()
+        found = _chain(seq, tuple(values), edits)
+        if seq != number or values[-1] != previous or found != chain or name != _name(chain):
+            raise self._mismatch(f"event {seq}")
+        return found, len(edits)
+
+    def _mismatch(self, what: str) -> VerifyError:
+        return VerifyError(
+            f"{what} of {str(self._path)!r} was changed after it was written: its hash does not fit; "
+            "restore the run from a backup"
+        )
+
+
+def _damaged(error: Exception) -> type[LedgerError]:
+    """Damage is a mismatch; a locked or unreadable file is not."""
+    return LedgerError if isinstance(error, sqlite3.OperationalError) else VerifyError
+
+
+def _name(chain: str) -> str:
+    return f"b{chain[:8]}"
 
 
 def _dump(value: Any) -> str:

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Task(Protocol):
     """A running piece of work."""
 
-    def advance(self, steps: float = 1, note: str = "") -> None:
+    def advance(self, steps: float | int = 1, note: str = "") -> None:
         """Some steps are done; `note` is a few words on what just happened."""
         ...
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Opens tasks."""
 
-    def task(self, title: str, total: float) -> _TaskContext:
+    def task(self, title: str, total: float | int) -> AbstractContextManager[Task]:
         """A context in which a task of `total` steps runs."""
         ...
 
 
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exception: object) -> bool | None: ...
-
-
 class _Quiet:
     @contextmanager
-    def task(self, title: str, total: float) -> Iterator[Task]:
+    def task(self, title: str, total: float | int) -> Iterator[Task]:
         """A task that nobody watches."""
         yield self
 
-    def advance(self, steps: float = 1, note: str = "") -> None:
+    def advance(self, steps: float | int = 1, note: str = "") -> None:
         """Nothing to show."""
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from nmke.errors import LedgerError, RequestError
 from nmke.models.cache import atomic_file
 
+logger = logging.getLogger(__name__)
 SCHEMA = "nmke.run/1"
 
 
@@ -80,14 +83,9 @@ class RunFolder:
         Raises:
             LedgerError: If something that is not an empty folder stands there.
         """
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise LedgerError(
-                f"output {str(root)!r} exists and is not empty; continue a run with --resume, "
-                "replace it with --force, or choose another folder"
-            )
+        _refuse_occupied(root)
         folder = cls(root)
-        folder.edits.mkdir(parents=True, exist_ok=True)
-        folder.head.mkdir(exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         content = {
             "schema": SCHEMA,
             "base": asdict(base),
@@ -95,7 +93,11 @@ class RunFolder:
             "created": created,
             "nmke": version,
         }
-        folder.write_json(folder.manifest, content)
+        with folder.locked():
+            _refuse_occupied(root)  # another process may have begun the same run
+            folder.edits.mkdir(exist_ok=True)
+            folder.head.mkdir(exist_ok=True)
+            folder.write_json(folder.manifest, content)
         return folder
 
     @classmethod
@@ -141,6 +143,37 @@ class RunFolder:
         """The prefixes every prompt of this run is optimised under."""
         return tuple(self.read_manifest()["contexts"])
 
+    def digest(self) -> str:
+        """sha256 of `nmke.json`: what every event is bound to."""
+        return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
+
+    @staticmethod
+    def edits_name(seq: int) -> str:
+        """The batch file of an event, relative to the folder."""
+        return f"edits/{seq:06d}.safetensors"
+
+    @staticmethod
+    def head_name(seq: int) -> str:
+        """The head file of an event, relative to the folder."""
+        return f"head/{seq:06d}.safetensors"
+
+    def newest_file(self) -> int:
+        """Highest event number that a file of the run is named after, 0 without files."""
+        found = (p.stem for folder in (self.edits, self.head) for p in folder.glob("[0-9]*.safetensors"))
+        return max(map(int, found), default=0)
+
+    def remove_leftovers(self, named: Collection[str]) -> None:
+        """Remove what a killed process left: half-written files, and files that no event names.
+
+        Args:
+            named: Files to keep, relative to the folder.
+        """
+        for folder in (self.edits, self.head):
+            for path in [*folder.glob(".*.tmp"), *folder.glob("[0-9]*.safetensors")]:
+                if f"{folder.name}/{path.name}" not in named:
+                    logger.info("removing leftover %s", path)
+                    path.unlink(missing_ok=True)
+
     @staticmethod
     def write_json(path: Path, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -170,3 +203,20 @@ class RunFolder:
                 yield
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _refuse_occupied(root: Path) -> None:
+    """Raise unless `root` is free; what a process killed while beginning a run left there does not count."""
+    if not root.exists():
+        return
+    if not root.is_dir() or any(not _is_leftover(path) for path in root.iterdir()):
+        raise LedgerError(
+            f"output {str(root)!r} exists and is not empty; continue a run with --resume, "
+            "replace it with --force, or choose another folder"
+        )
+
+
+def _is_leftover(path: Path) -> bool:
+    if path.name in ("edits", "head"):
+        return path.is_dir() and not any(path.iterdir())
+    return path.name == "lock" or (path.name.startswith(".nmke.json.") and path.suffix == ".tmp")

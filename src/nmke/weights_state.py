@@ -46,7 +46,7 @@ class WeightsState:
 
     def __init__(self, model: EditableModel) -> None:
         self.model = model
-        self._base: dict[int, Tensor] = {}
+        self._base = model.unedited  # a later session on the same model finds what an earlier one changed
         self._fingerprint = model.fingerprint  # of the weights as loaded, before any edit
 
     def projection(self, layer: int) -> DownProjection:
@@ -103,6 +103,12 @@ class WeightsState:
             everything = torch.arange(matrix.shape[1])
             self.restore({layers[name]: Columns(everything, matrix)})
 
+    def reset(self) -> None:
+        """Put every touched down-projection back to the base."""
+        for layer in self._changed():
+            everything = torch.arange(self._base[layer].shape[1])
+            self.restore({layer: Columns(everything, self._base[layer])})
+
     def matrices(self) -> dict[str, Tensor]:
         """Every down-projection that differs from the base, [d_model, d_mlp], by name; not cloned."""
         return {self.tensor_name(i): self.projection(i).read() for i in self._changed()}
@@ -130,8 +136,12 @@ class WeightsState:
         for name, matrix in sorted(self.matrices().items()):
             digest.update(f"|{name}|{matrix.dtype}|{tuple(matrix.shape)}|".encode())
             flat = matrix.detach().cpu().contiguous().flatten()
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def base_hash(self) -> str:
+        """`content_hash` of the unedited model."""
+        return hashlib.sha256(self._fingerprint.encode()).hexdigest()
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """LPS, PSA and MPC against per-neuron evaluation of the formula: one prompt, one neuron, one softmax at a time."""
 
+import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -299,6 +301,41 @@ def test_bfloat16_scores_follow_the_float32_ones():
     full, half = (neuron_scores.get("lps")(read_out(m, batch, [1], None, targets), 1, 30.0) for m in models)
     assert half.dtype == torch.float32
     assert (half - full).norm() < 0.1 * full.norm()
+
+
+@pytest.mark.parametrize("amplification", [0.3, 3.0, 30.0])
+def test_float32_scores_equal_the_literal_ones(subject, amplification):
+    """In float32 small steps go through a series in place of the exponential."""
+    twin = copy.deepcopy(subject.model.model).float()
+    readout = read_out(
+        EditableModel.wrap(twin, subject.model.tokenizer),
+        pad_batch(subject.ids, subject.model.encoder.pad_id),
+        [0, 1],
+    )
+    targets = read(subject).targets.tolist()
+    readout = dataclasses.replace(readout, targets=torch.tensor(targets))
+    for layer in (0, 1):
+        scores = neuron_scores.get("lps")(readout, layer, amplification)
+        expected = literal_scores(subject, layer, "log", amplification, own(subject), targets=targets)
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("bound", log_prob.SERIES_BOUNDS)
+def test_series_of_the_exponential_stays_within_its_error(bound):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.softmax(3 * torch.randn(4, 100, generator=generator), dim=1)
+    slope = torch.randn(30, 100, generator=generator)
+    steps = 2 * torch.rand(4, 30, generator=generator) - 1
+    steps = bound * steps / slope.abs().amax(dim=1)
+    found = log_prob._by_series(probabilities, slope, steps, bound)
+    probabilities, slope, steps = probabilities.double(), slope.double(), steps.double()
+    reach = steps[:, :, None] * slope  # [prompts neurons d_vocab]
+    expected = (probabilities[:, None] * reach.exp()).sum(dim=2).log()
+    assert reach.abs().max() > 0.9 * bound
+    assert (found - expected).abs().max() < 1e-5
+    plain = log_prob._by_exponential(probabilities, slope, steps)
+    torch.testing.assert_close(plain, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_map_that_mixes_channels_behind_the_down_projection_is_refused():

@@ -55,6 +55,34 @@ def test_remember_leaves_the_earlier_memory_as_it_was():
     assert torch.equal(before.moment(), moment)
 
 
+@pytest.mark.parametrize("kept", [3, 20], ids=["as rows", "collapsed"])
+def test_released_keys_are_as_if_never_remembered(kept):
+    others, gone = rows(kept, seed=1), rows(2, seed=2)
+    memory = KeyMemory.empty(M).remember(others[:2]).remember(gone).remember(others[2:])
+    assert (memory.gram is None) is (kept == 3)
+    memory = memory.release(gone)
+    assert memory.count == kept
+    torch.testing.assert_close(memory.moment(), others.T @ others, rtol=1e-12, atol=1e-12)
+
+
+def test_only_the_first_of_two_equal_keys_is_released():
+    memory = KeyMemory.empty(M).remember(rows(2)).remember(rows(2)).release(rows(2)[:1])
+    assert torch.equal(memory.rows.double(), torch.cat([rows(2)[1:], rows(2)]))
+
+
+def test_a_key_that_was_never_held_cannot_be_released():
+    with pytest.raises(ValueError, match="a key that the memory never held"):
+        KeyMemory.empty(M).remember(rows(2)).release(rows(1, seed=5))
+
+
+def test_state_releases_keys_of_the_layers_named():
+    state = SolverState().remember({3: rows(2), 5: rows(2, seed=1)})
+    left = state.release({3: rows(2)[1:]})
+    assert [left.memory(3, M).count, left.memory(5, M).count] == [1, 2]
+    assert torch.equal(left.memory(3, M).rows.double(), rows(2)[:1])
+    assert state.memory(3, M).count == 2
+
+
 def test_state_keeps_one_memory_per_layer():
     empty = SolverState()
     first = empty.remember({3: rows(2), 5: rows(1, d_mlp=4)})

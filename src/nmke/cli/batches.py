@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from nmke.cli.console import Bars, Lines, note, progress
+from nmke.cli.console import Display, note, progress
 from nmke.cli.probes import Answer, Probe, answers, choose_probes
 from nmke.cli.scoring import base_outputs, score_session
 
@@ -99,7 +99,7 @@ def edit_all(
     return outcome
 
 
-def prepare_session(session: EditSession, shown: Bars | Lines) -> float:
+def prepare_session(session: EditSession, shown: Display) -> float:
     """Gather the key statistics that the session's settings need; the seconds it took."""
     from nmke.stats.store import CorpusSpec
 
@@ -117,7 +117,7 @@ def prepare_session(session: EditSession, shown: Bars | Lines) -> float:
 
 
 def _edit_batches(
-    session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, shown: Bars | Lines
+    session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, shown: Display
 ) -> None:
     total = -(-len(requests) // session.config.batch_size)
     with _interrupts() as stop, shown.task("batches", total=total) as task:

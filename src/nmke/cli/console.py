@@ -6,11 +6,12 @@ import json
 import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nmke.progress import Progress, Task
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
+LABEL_WIDTH = 10
+# A path or a command that is too long for the line is better left whole.
+WRAPPING: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def stdout() -> Console:
@@ -50,14 +54,14 @@ def say(message: str = "", style: str | None = None) -> None:
 
 def fact(label: str, text: str) -> None:
     """A labelled line of result; long text is wrapped behind the label."""
-    from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=9, no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(Text(label, style="bold cyan"), Text(text))
-    stdout().print(grid)
+    console = stdout()
+    room = max(20, console.width - LABEL_WIDTH)
+    lines = [piece for line in text.split("\n") for piece in textwrap.wrap(line, room, **WRAPPING) or [""]]
+    for number, line in enumerate(lines):
+        head = Text(f"{label if number == 0 else '':<{LABEL_WIDTH}}", style="bold cyan")
+        console.print(head.append(line, style="not bold default"), soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -92,9 +96,19 @@ def is_lively() -> bool:
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def progress() -> Progress:
+class Display(Progress, Protocol):
+    """Progress that can also print lines that stay."""
+
+    def line(self, text: str) -> None:
+        """A line that stays, above what moves."""
+        ...
+
+
+def progress() -> Display:
     """Bars on a terminal, now and then a plain line elsewhere."""
-    return Bars() if is_lively() else Lines()
+    if is_lively():
+        return Bars()
+    return Lines()
 
 
 @contextmanager

@@ -81,9 +81,7 @@ def edit(
         )
 
 
-def _show(
-    session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, *, as_json: bool
-) -> None:
+def _show(session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         print_json(edit_json(session, outcome))
     else:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from nmke.cli.batches import Outcome
     from nmke.session import EditSession
     from nmke.types import EditRequest
-    from nmke.weights_state import ChangedTensor
 
 SHOWN_FAILURES = 8
 
@@ -55,12 +54,7 @@ def print_edit(session: EditSession, requests: Sequence[EditRequest], outcome: O
         rows = probe_rows(outcome.probes, outcome.before, outcome.after)
         table(("probe", "prompt", "before", "after", "p(new)"), rows, right=("p(new)",))
     fact("edits", _counts(session, outcome))
-    neurons = neuron_text(outcome)
-    if neurons:
-        fact("neurons", neurons)
-    changes = session.changed()
-    fact("changed", changed_text(changes))
-    fact("health", health_text(session))
+    print_layers(session, outcome)
     if outcome.scores:
         score_line(outcome.scores.protocols["teacher_forced"])
     _print_exceptions(outcome)
@@ -75,33 +69,37 @@ def print_edit(session: EditSession, requests: Sequence[EditRequest], outcome: O
         fact("next", f"nmke chat {root} --compare\nnmke export {root} --to hf -o OUT")
 
 
-def neuron_text(outcome: Outcome) -> str:
-    """Neurons selected in the last edited batch, of how many, and how spread out their importance is."""
-    masks = next((report.masks for report in reversed(outcome.reports) if report.masks), {})
-    lines = []
-    for layer, detail in sorted(masks.items()):
-        kept, width = int(detail["kept"]), int(detail["d_mlp"])
-        lines.append(
-            f"layer {layer}: {kept} of {width} selected ({kept / width:.0%}; "
-            f"entropy general {detail['general_entropy']:.2f}, specific {detail['specific_entropy']:.2f})"
-        )
-    return "\n".join(lines)
-
-
-def changed_text(changes: Sequence[ChangedTensor]) -> str:
-    """How many columns of which tensors differ from the base."""
+def print_layers(session: EditSession, outcome: Outcome) -> None:
+    """Per edited layer: neurons selected by the last batch, columns that differ from the base, drift."""
+    changes = session.changed()
     if not changes:
-        return "nothing: the model is the base model"
-    lines = [f"{c.name}: {c.columns} of {c.of} columns" for c in changes]
-    return "\n".join(lines)
-
-
-def health_text(session: EditSession) -> str:
-    """Drift of every edited layer."""
+        fact("changed", "nothing: the model is the base model")
+        return
+    masks = next((report.masks for report in reversed(outcome.reports) if report.masks), {})
     drift = session.weights.drift()
-    if not drift:
-        return "no weight has moved"
-    return "drift ‖ΔW‖/‖W‖ " + ", ".join(f"layer {layer} {value:.2%}" for layer, value in drift.items())
+    columns: tuple[str, ...] = ("layer", "columns changed", "drift")
+    rows: list[tuple[str, ...]] = [
+        (str(c.layer), _share(c.columns, c.of), f"{drift[c.layer]:.2%}") for c in changes
+    ]
+    if masks:
+        columns += ("neurons selected", "entropy gen / spec")
+        rows = [row + _selected(masks.get(c.layer)) for row, c in zip(rows, changes, strict=True)]
+    table(columns, rows, right=columns)
+    note = "drift: ‖ΔW‖/‖W‖ against the base"
+    fact("", note + ("; neurons and entropies: of the last batch" if masks else ""))
+    names = [c.name for c in changes]
+    fact("changed", f"{len(names)} tensors: {names[0]}{f' … {names[-1]}' if len(names) > 1 else ''}")
+
+
+def _selected(detail: dict[str, float] | None) -> tuple[str, str]:
+    if detail is None:
+        return "", ""
+    entropies = f"{detail['general_entropy']:.2f} / {detail['specific_entropy']:.2f}"
+    return _share(int(detail["kept"]), int(detail["d_mlp"])), entropies
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / whole:.0%})"
 
 
 def peak_rss_mb() -> float:

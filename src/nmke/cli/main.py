@@ -8,14 +8,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 import nmke
-from nmke.cli import ask, cache, demo, doctor, edit, evaluate, export, history, prepare, undo, verify
+from nmke.cli import apply, ask, cache, demo, doctor, edit, evaluate, export, history, prepare, undo, verify
 from nmke.cli.console import note, stderr
 from nmke.errors import NmkeError
 
@@ -54,7 +54,7 @@ def root(
     """Edit facts in open-weights language models: lifelong, measured, reversible."""
 
 
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "doctor": doctor.doctor,
     "prepare": prepare.prepare,
@@ -68,6 +68,7 @@ VERBS = {
     "ask": ask.ask,
     "chat": ask.chat,
     "export": export.export,
+    "apply": apply.apply,
 }
 for _name, _verb in VERBS.items():
     app.command(_name)(_verb)

@@ -70,9 +70,7 @@ def answers(model: EditableModel, probes: Sequence[Probe]) -> list[Answer]:
         return []
     texts = model.generate([probe.prompt for probe in probes], ANSWER_TOKENS, stop_at_newline=True)
     scores = predictions(model, [(probe.prompt, probe.target_new) for probe in probes])
-    return [
-        Answer(text.strip(), math.exp(score.log_prob)) for text, score in zip(texts, scores, strict=True)
-    ]
+    return [Answer(text.strip(), math.exp(score.log_prob)) for text, score in zip(texts, scores, strict=True)]
 
 
 def probe_rows(

@@ -29,7 +29,9 @@ def base_outputs(session: EditSession, requests: Sequence[EditRequest]) -> BaseO
         found = BaseOutputs.load(path)
         if found.model == fingerprint and found.facts == facts_hash(requests):
             return found
-    with session.base(), working("asking the unedited model about the neighbours"):
+    asked = sum(len(request.neighborhood) for request in requests)
+    shown = working(f"asking the unedited model {asked} neighbours") if asked else contextlib.nullcontext()
+    with session.base(), shown:
         collected = collect_base(session.model, requests, model_hash=fingerprint)
     with contextlib.suppress(OSError), atomic_file(path) as temporary:  # a run may be read-only
         collected.save(temporary)

@@ -52,24 +52,29 @@ class KeyPass:
             torch.arange(len(found)), torch.tensor([len(rows) for rows in found])
         ).to(model.device)
         self._replay: BlockReplay | None = None
+        self._hidden: dict[int, Tensor] = {}
         if replay_is_exact(model):
             self._replay = BlockReplay.record(model, model.inputs(self._batch), layers[0], layers[-1])
+            self._hidden = {layers[0]: self._replay.hidden}
 
     @torch.no_grad()
     def collect(
-        self, deltas: Mapping[int, Float[Tensor, "edits d_model"]] | None = None
+        self, deltas: Mapping[int, Float[Tensor, "edits d_model"]] | None = None, changed: int | None = None
     ) -> tuple[dict[int, Keys], Float[Tensor, "edits d_model"]]:
-        """Keys of every edited layer and the last edited layer's current output.
+        """Keys of the edited layers and the last edited layer's current output.
 
         Args:
             deltas: Added to each layer's down-projection output at the anchor, per edit.
+            changed: The only layer written since the last call; what comes before it is not run again.
 
         Returns:
-            Keys per layer [edits, d_mlp], the mean of the bare row and of the mean of the others, in float64;
-            and the output of the last edited layer at the reference row, [edits, d_model].
+            Keys per layer [edits, d_mlp], the mean of the bare row and of the mean of the others, in float64
+            (of the layers from `changed` on); and the output of the last edited layer at the reference row,
+            [edits, d_model].
         """
         layers = self.model.layout.layers
-        modules = {i: layers[i].down_proj for i in self.layers}
+        start = self.layers[0] if changed is None else changed
+        modules = {i: layers[i].down_proj for i in self.layers if i >= start}
         last = layers[self.layers[-1]].block
         with ExitStack() as stack:
             inputs = stack.enter_context(record_inputs(modules))
@@ -77,13 +82,21 @@ class KeyPass:
             for i, delta in (deltas or {}).items():
                 stack.enter_context(replace_output(modules[i], self._adder(delta)))
             if self._replay is not None:
-                self._replay.run(self._replay.hidden)
+                self._run_from(start)
             else:
                 stack.enter_context(stop_after(last))
                 self.model.model(**self.model.inputs(self._batch))
-        rows = {i: in_rows(inputs[i], len(self._rows)) for i in self.layers}
-        keys = {i: self._average(rows[i][self._rows, self._columns]) for i in self.layers}
+        count = len(self._rows)
+        keys = {i: self._average(in_rows(inputs[i], count)[self._rows, self._columns]) for i in modules}
         return keys, outputs["last"][self._rows, self._columns][self._reference].double()
+
+    def _run_from(self, start: int) -> None:
+        """Run the blocks from `start` to the last edited one, keeping what each of them receives."""
+        assert self._replay is not None
+        hidden = self._hidden[start]
+        for layer in range(start, self.layers[-1] + 1):
+            self._hidden[layer] = hidden
+            hidden = self._replay.run_block(layer, hidden)
 
     def _average(self, rows: Tensor) -> Tensor:
         return self._weights @ rows.double()

@@ -2,6 +2,7 @@
 
 Pure tensor code. Keys are kept as rows, so that undoing an edit drops its rows; once there are more rows
 than neurons only their second moment is kept, so that cost and memory stay flat however long the run is.
+A superseded edit's key is released: its row dropped, or taken off the second moment.
 """
 
 from __future__ import annotations
@@ -44,6 +45,19 @@ class KeyMemory:
         gram = double.T @ double
         return KeyMemory(rows[:0], gram if self.gram is None else self.gram + gram, count)
 
+    def release(self, keys: Keys) -> KeyMemory:
+        """The memory without `keys`, each of which it was given before, bit for bit."""
+        rows, gram = self.rows, self.gram
+        for key in keys.to(rows):
+            same = (rows == key).all(dim=1).nonzero().flatten()
+            if len(same):
+                rows = torch.cat([rows[: same[0]], rows[same[0] + 1 :]])
+            elif gram is not None:
+                gram = gram - torch.outer(key.double(), key.double())
+            else:
+                raise ValueError("a key that the memory never held was to be released")
+        return KeyMemory(rows, gram, self.count - len(keys))
+
     def moment(self) -> Gram:
         """Sum of k kᵀ over every key, [d_mlp, d_mlp], float64."""
         double = self.rows.double()
@@ -73,3 +87,8 @@ class SolverState:
         for layer, rows in keys.items():
             memories[layer] = self.memory(layer, rows.shape[1], rows.device).remember(rows)
         return SolverState(memories)
+
+    def release(self, keys: Mapping[int, Keys]) -> SolverState:
+        """The state without these keys of each layer; see `KeyMemory.release`."""
+        memories = {layer: self.memories[layer].release(rows) for layer, rows in keys.items()}
+        return SolverState({**self.memories, **memories})

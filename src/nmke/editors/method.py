@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +22,7 @@ from nmke.types import Keys, Mask
 Directions = Float[Tensor, "edits d_mlp"]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Pure linear algebra of a method."""
 

@@ -20,7 +20,7 @@ from nmke.config import EditConfig
 from nmke.editors.keys import KeyPass
 from nmke.editors.memory import SolverState
 from nmke.editors.method import Method
-from nmke.editors.rows import prompt_rows
+from nmke.editors.rows import prompt_rows, with_second_anchors
 from nmke.editors.targets import Targets, optimise_targets
 from nmke.errors import NumericsError
 from nmke.masking.select import select_neurons
@@ -42,6 +42,8 @@ class BatchResult:
         memory_keys: Keys after the write, per layer, for the memory of earlier edits.
         targets: Target values and how the optimisation ended.
         masks: Selected neurons per layer; empty without a mask.
+        owners: For each row of keys and targets, the request it belongs to: the requests in order, then second
+            anchors of those whose subject is the model's first token.
         score_summaries: Mean, highest and share of positive scores per layer, for the record.
         seconds: Time of each stage.
     """
@@ -50,6 +52,7 @@ class BatchResult:
     memory_keys: dict[int, Keys]
     targets: Targets
     masks: dict[int, NeuronMask]
+    owners: tuple[int, ...]
     score_summaries: dict[int, dict[str, float]]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -80,6 +83,7 @@ def compute_updates(
     config: EditConfig,
     turn: int = 0,
     progress: Progress = quiet,
+    targets: Targets | None = None,
 ) -> BatchResult:
     """What `method` would write for a batch of requests; the model is left as it was.
 
@@ -93,6 +97,7 @@ def compute_updates(
         config: Resolved settings, with `layers` given.
         turn: Number of the batch in its run.
         progress: Told about each stage.
+        targets: Target values found before for these requests on these weights; None to optimise them now.
 
     Raises:
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
@@ -101,33 +106,20 @@ def compute_updates(
     assert config.layers is not None
     layers, clock = config.layers, Stopwatch()
     site = target_site(model, config, layers)
+    requests, owners = with_second_anchors(model, requests)
     with clock.stage("targets"):
         where = layers if site == "down_proj" else layers[-1:]
-        targets = optimise_targets(model, requests, contexts, where, site, config, progress)
+        if targets is None:
+            targets = optimise_targets(model, requests, contexts, where, site, config, progress)
     with clock.stage("attribution"):
         masks, summaries = choose_neurons(model, requests, contexts, config, turn)
     with clock.stage("keys"):
         rows = KeyPass(model, requests, contexts, layers)
     solve = _Solve(method, stats, state, masks, config, tuple(r.id for r in requests), clock)
-    updates: list[LayerUpdate] = []
+    write = _write_jointly if site == "down_proj" else _write_in_turn
     with ProvisionalWrites(model) as writes:
-        if site == "down_proj":
-            with clock.stage("keys"):
-                keys, _ = rows.collect(targets.deltas)
-            updates = [solve(layer, keys[layer], targets.deltas[layer].double()) for layer in layers]
-            for update in updates:
-                writes.add(update)
-        else:
-            for position, layer in enumerate(layers):
-                with clock.stage("keys"):
-                    keys, current = rows.collect()
-                missing = targets.values[layers[-1]].double() - current
-                update = solve(layer, keys[layer], missing / (len(layers) - position))
-                writes.add(update)
-                updates.append(update)
-        with clock.stage("keys"):
-            memory_keys = {i: k.float() for i, k in rows.collect()[0].items()}
-    return BatchResult(tuple(updates), memory_keys, targets, masks, summaries, clock.seconds)
+        updates, memory_keys = write(solve, rows, targets, writes)
+    return BatchResult(tuple(updates), memory_keys, targets, masks, owners, summaries, clock.seconds)
 
 
 def choose_neurons(
@@ -170,6 +162,38 @@ def choose_neurons(
         positive = float((scores > 0).float().mean())
         summaries[layer] = {"mean": float(scores.mean()), "max": float(scores.max()), "positive": positive}
     return masks, summaries
+
+
+def _write_in_turn(
+    solve: _Solve, rows: KeyPass, targets: Targets, writes: ProvisionalWrites
+) -> tuple[list[LayerUpdate], dict[int, Keys]]:
+    """Layer after layer, each taking an equal share of what is still missing at the last one.
+
+    The keys that a layer is solved for are also its keys after the edit: no later write comes before it.
+    """
+    updates: list[LayerUpdate] = []
+    memory: dict[int, Keys] = {}
+    for position, layer in enumerate(rows.layers):
+        with solve.clock.stage("keys"):
+            keys, current = rows.collect(changed=rows.layers[position - 1] if position else None)
+        missing = targets.values[rows.layers[-1]].double() - current
+        updates.append(solve(layer, keys[layer], missing / (len(rows.layers) - position)))
+        memory[layer] = keys[layer].float()
+        writes.add(updates[-1])
+    return updates, memory
+
+
+def _write_jointly(
+    solve: _Solve, rows: KeyPass, targets: Targets, writes: ProvisionalWrites
+) -> tuple[list[LayerUpdate], dict[int, Keys]]:
+    """Every layer on its own, with the keys it sees when all deltas are in place."""
+    with solve.clock.stage("keys"):
+        keys, _ = rows.collect(targets.deltas)
+    updates = [solve(layer, keys[layer], targets.deltas[layer].double()) for layer in rows.layers]
+    for update in updates:
+        writes.add(update)
+    with solve.clock.stage("keys"):
+        return updates, {i: k.float() for i, k in rows.collect()[0].items()}
 
 
 class ProvisionalWrites:

@@ -1,13 +1,14 @@
 """Token rows of a batch of requests: every context times every prompt, with the subject's last token as anchor.
 
-Position 0 is an attention sink in models without BOS: its hidden state hardly depends on the token. A row
-whose subject's last token stands there is left out; the rows with a context in front remain.
+Position 0 is an attention sink in models without BOS: what is written there is lost a few layers later. A row
+whose subject's last token stands there is left out; the rows with a context in front remain, and a second
+request, whose subject is longer by one word, carries the fact for the bare prompt ("Japan uses" for "Japan").
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nmke.errors import RequestError
 from nmke.models.load import EditableModel
@@ -45,6 +46,35 @@ def prompt_rows(model: EditableModel, request: EditRequest, contexts: Sequence[s
             "put a word in front of it in the prompt"
         )
     return kept
+
+
+def with_second_anchors(
+    model: EditableModel, requests: Sequence[EditRequest]
+) -> tuple[tuple[EditRequest, ...], tuple[int, ...]]:
+    """The requests, followed by one with a longer subject for each whose bare prompt has its anchor at position 0.
+
+    Returns:
+        Requests, and for each the index of the request it belongs to.
+    """
+    found, owners = list(requests), list(range(len(requests)))
+    for index, request in enumerate(requests):
+        longer = _longer_subject(model, request)
+        if longer is not None:
+            found.append(longer)
+            owners.append(index)
+    return tuple(found), tuple(owners)
+
+
+def _longer_subject(model: EditableModel, request: EditRequest) -> EditRequest | None:
+    if _row(model, "", request.text, request.subject_end).anchor > 0:
+        return None
+    before, _, after = request.prompt.partition("{}")
+    for end in range(1, len(after) + 1):
+        at_word_end = end == len(after) or after[end].isspace()
+        if at_word_end and _row(model, "", request.text, request.subject_end + end).anchor > 0:
+            subject = request.subject + after[:end]
+            return replace(request, prompt=f"{before}{{}}{after[end:]}", subject=subject, id=f"{request.id}+")
+    return None
 
 
 def kl_row(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> PromptRow:

@@ -7,6 +7,7 @@ The released code uses 0.3 + 0.1·H³ and 0.3 + 0.1·H'². Entropies are divided
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +33,14 @@ class RatioRange:
         return self.low + self.span * entropy**self.power
 
 
-GENERAL: dict[Variant, RatioRange] = {"paper": RatioRange(0.3, 0.1, 1), "released": RatioRange(0.3, 0.1, 3)}
-SPECIFIC: dict[Variant, RatioRange] = {"paper": RatioRange(0.2, 0.1, 1), "released": RatioRange(0.3, 0.1, 2)}
+GENERAL: dict[Variant, RatioRange] = {
+    "paper": RatioRange(0.3, 0.1, 1.0),
+    "released": RatioRange(0.3, 0.1, 3.0),
+}
+SPECIFIC: dict[Variant, RatioRange] = {
+    "paper": RatioRange(0.2, 0.1, 1.0),
+    "released": RatioRange(0.3, 0.1, 2.0),
+}
 
 
 def general_entropy(scores: Scores, temperature: float = 30.0) -> float:
@@ -72,7 +79,7 @@ def specific_entropy(scores: Scores) -> float:
 
 
 def _unit(entropy: Tensor, d_mlp: int) -> float:
-    return float((entropy / torch.log(torch.tensor(float(d_mlp)))).clamp(0, 1)) if d_mlp > 1 else 0.0
+    return min(max(float(entropy) / math.log(d_mlp), 0.0), 1.0) if d_mlp > 1 else 0.0
 
 
 def _check(scores: Scores) -> None:

@@ -74,7 +74,7 @@ def select_neurons(scores: Scores, config: EditConfig, seed: int = 0) -> NeuronM
         seed: Seed of the random mask.
 
     Raises:
-        ConfigError: If `mask` is "fixed" without `ratio`, or "none".
+        ConfigError: If `mask` is "fixed" with a `ratio`, or "none".
         NumericsError: If a score is not finite.
     """
     if config.mask == "none":

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class EditableModel:
         dtype: Type of the parameters.
         device: Where the input goes.
         replayable: Whether `nmke.models.replay` reproduces it; None until tried.
+        unedited: Down-projections as loaded, of the layers that were edited since; kept by `WeightsState`.
     """
 
     model: Any
@@ -58,6 +59,7 @@ class EditableModel:
     dtype: torch.dtype
     device: torch.device
     replayable: bool | None = None
+    unedited: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def wrap(

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,7 @@ def _split_hidden(
     return named.pop("hidden_states"), (), named
 
 
+@runtime_checkable
 class Replay(Protocol):
     """Final hidden states of the tail when vectors are added at the anchor."""
 
@@ -191,7 +193,7 @@ class TailReplay:
         with ExitStack() as stack:
             for layer, delta in deltas.items():
                 module = self.model.layout.layers[layer].down_proj
-                stack.enter_context(replace_output(module, lambda out, d=delta: _add_at_first(out, d)))
+                stack.enter_context(replace_output(module, partial(_add_at_first, delta=delta)))
             return self._replay.run(hidden)
 
     def select(self, rows: Sequence[int]) -> TailReplay:

@@ -10,6 +10,7 @@ import copy
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -114,13 +115,12 @@ def _file_texts(path: Path) -> Iterator[str]:
         )
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
-    opened = gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8")
     is_json = ".jsonl" in path.name
     try:
-        with opened as lines:
+        with gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 yield _json_text(line, path, number) if is_json else line
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise RequestError(f"corpus {str(path)!r} cannot be read as UTF-8 text: {error}") from error
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nmke.errors import StatsError
+from nmke.errors import RequestError, StatsError
 from nmke.models.cache import atomic_file, cache_dir
 from nmke.models.load import EditableModel
 from nmke.models.replay import in_rows
@@ -114,7 +114,7 @@ class StatsStore:
 
         Raises:
             StatsError: If a cache file is damaged.
-            RequestError: If the corpus cannot be read.
+            RequestError: If the corpus cannot be read or is too short.
         """
         keys = self.keys_for(model, layers, spec)
         missing = self.missing(model, layers, spec)
@@ -150,6 +150,11 @@ class StatsStore:
         progress: Progress,
     ) -> None:
         windows = token_windows(model, corpus, tokens)
+        if not windows:
+            raise RequestError(
+                f"corpus {corpus.name!r} holds no two tokens in a row, or {tokens} tokens are too few; "
+                "give more text"
+            )
         partials = {i: self.root / f"{key.digest}.partial.safetensors" for i, key in keys.items()}
         totals, start = self._resume(model, keys, partials)
         starts = range(start, len(windows), BATCH_WINDOWS)

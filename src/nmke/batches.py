@@ -1,0 +1,229 @@
+"""What a batch leaves in the record: one entry per request, and the settings and numbers behind them."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import nmke
+from nmke.active_edits import ActiveEdits, Place
+from nmke.config import EditConfig
+from nmke.editors import methods
+from nmke.editors.pipeline import BatchResult, default_layers
+from nmke.errors import ConfigError, RequestError
+from nmke.evaluation.target_scores import TargetScore
+from nmke.health import HealthReport
+from nmke.ledger import EditRecord, Event
+from nmke.models.load import EditableModel
+from nmke.types import EditRequest
+
+KNOWN = {"reason": "the model already says this"}
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one batch did.
+
+    Args:
+        event: Its row in the ledger, with one record per request.
+        seconds: Time of each stage.
+        masks: Per layer, the numbers behind the neurons chosen; empty without a mask.
+        health: What the model was like after it; None when it was not looked at.
+    """
+
+    event: Event
+    seconds: dict[str, float] = field(default_factory=dict)
+    masks: dict[int, dict[str, float]] = field(default_factory=dict)
+    health: HealthReport | None = None
+
+    @property
+    def records(self) -> tuple[EditRecord, ...]:
+        """One record per request, in order."""
+        return self.event.edits
+
+
+def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
+    """The settings with the method's own defaults and layers filled in.
+
+    Raises:
+        ConfigError: If layers, batch size or solver settings do not go with the method or the model.
+    """
+    method = methods.get(config.method)
+    filled = config.filled(dict(method.defaults))
+    layers = filled.layers or default_layers(model.layout.n_layers)
+    if method.max_layers is not None and filled.layers is None:
+        layers = layers[-method.max_layers :]
+    limit = model.layout.n_layers
+    if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= limit - 1:
+        raise ConfigError(
+            f"layers {list(layers)} asked; this model can edit 0 to {limit - 2}, ascending and each once"
+        )
+    if method.max_layers is not None and len(layers) > method.max_layers:
+        raise ConfigError(
+            f"method {config.method!r} edits {method.max_layers} layer, {len(layers)} asked; give one"
+        )
+    check_batch_size(filled.method, filled.batch_size)
+    return replace_config(filled, layers=tuple(layers))
+
+
+def check_batch_size(method: str, size: int) -> None:
+    """Raise unless the method takes batches of `size`.
+
+    Raises:
+        ConfigError: If it takes smaller ones only.
+    """
+    largest = methods.get(method).max_batch
+    if largest is not None and size > largest:
+        raise ConfigError(f"method {method!r} takes batches of {largest}, {size} asked; lower batch_size")
+
+
+def replace_config(config: EditConfig, **changes: Any) -> EditConfig:
+    """The settings with some changed."""
+    return EditConfig.create(**{**config.model_dump(exclude_unset=True), **changes})
+
+
+def cut(requests: Sequence[EditRequest], size: int) -> Iterator[list[EditRequest]]:
+    """Batches of at most `size`, in order, no fact twice in one: the second edit of a fact supersedes the first."""
+    batch: list[EditRequest] = []
+    for request in requests:
+        if len(batch) == size or any(request.fact_key == other.fact_key for other in batch):
+            yield batch
+            batch = []
+        batch.append(request)
+    if batch:
+        yield batch
+
+
+def not_in_run(requests: Sequence[EditRequest], index: ActiveEdits, *, resume: bool) -> list[EditRequest]:
+    """The requests that the run does not hold yet.
+
+    Args:
+        requests: What was asked.
+        index: What the run holds.
+        resume: Skip what it holds instead of refusing.
+
+    Raises:
+        RequestError: If two requests share an id, or one is in the run already and `resume` is False.
+    """
+    seen: set[str] = set()
+    for request in requests:
+        if request.id in seen:
+            raise RequestError(
+                f"edit id {request.id!r} occurs twice in the facts; give every fact its own id"
+            )
+        seen.add(request.id)
+    double = [request.id for request in requests if request.id in index]
+    if double and not resume:
+        raise RequestError(
+            f"{len(double)} of {len(requests)} facts are in the run already (first: {double[0]!r}); "
+            "skip them with --resume"
+        )
+    return [request for request in requests if request.id not in index]
+
+
+def check_batch(requests: Sequence[EditRequest], config: EditConfig) -> None:
+    """Raise unless the requests can be edited together.
+
+    Raises:
+        RequestError: If there is none, or two of them ask for the same fact.
+        ConfigError: If the method takes fewer.
+    """
+    if not requests:
+        raise RequestError("a batch without facts was asked for; give at least one")
+    seen: dict[str, str] = {}
+    for request in requests:
+        other = seen.setdefault(request.fact_key, request.id)
+        if other != request.id or len([r for r in requests if r.id == request.id]) > 1:
+            raise RequestError(
+                f"edits {other!r} and {request.id!r} of one batch ask for the same fact ({request.text!r}); "
+                "keep one, or edit them one after the other"
+            )
+    check_batch_size(config.method, len(requests))
+
+
+def known_records(requests: Sequence[EditRequest]) -> list[EditRecord]:
+    """Records of a batch of which nothing had to be written."""
+    return [EditRecord(request, "known", KNOWN) for request in requests]
+
+
+def records(
+    requests: Sequence[EditRequest],
+    before: Sequence[TargetScore],
+    after: Mapping[str, TargetScore],
+    result: BatchResult,
+    superseded: Mapping[str, Place],
+) -> list[EditRecord]:
+    """One record per request, in order.
+
+    Args:
+        requests: The batch.
+        before: The model's answers before it.
+        after: Its answers afterwards, by id; requests that are missing were known.
+        result: What was written.
+        superseded: Earlier edits of the same facts, by id.
+    """
+    found = []
+    place = {name: i for i, name in enumerate(after)}
+    for request, first in zip(requests, before, strict=True):
+        if request.id not in after:
+            found.append(EditRecord(request, "known", KNOWN))
+            continue
+        index, now = place[request.id], after[request.id]
+        detail: dict[str, Any] = {
+            "loss": result.targets.losses[index],
+            "target_probability": result.targets.probabilities[index],
+            "steps": result.targets.steps[index],
+            "probability_before": math.exp(first.log_prob),
+            "probability_after": math.exp(now.log_prob),
+        }
+        if request.id in superseded:
+            detail["supersedes"] = superseded[request.id].id
+        if now.accuracy < 1.0:
+            detail["reason"] = _why_not(result.targets.probabilities[index])
+        found.append(EditRecord(request, "written" if now.accuracy == 1.0 else "failed", detail))
+    return found
+
+
+def body(
+    config: EditConfig,
+    result: BatchResult | None = None,
+    *,
+    drift: Mapping[int, float] | None = None,
+    superseded: Mapping[str, Place] | None = None,
+    health: HealthReport | None = None,
+) -> dict[str, Any]:
+    """What the ledger says about a batch beyond its requests."""
+    content: dict[str, Any] = {"config": config.model_dump(mode="json"), "versions": versions()}
+    if result is not None:
+        content |= {
+            "seconds": result.seconds,
+            "masks": {str(layer): mask.detail for layer, mask in result.masks.items()},
+            "scores": {str(layer): numbers for layer, numbers in result.score_summaries.items()},
+            "drift": {str(layer): value for layer, value in (drift or {}).items()},
+            "superseded": {name: place.id for name, place in (superseded or {}).items()},
+        }
+    if health is not None:
+        content["health"] = health.as_json()
+    return content
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import torch
+    import transformers
+
+    return {
+        "nmke": nmke.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _why_not(target_probability: float) -> str:
+    if target_probability < 0.5:
+        return f"no target value was found (p = {target_probability:.2f}): try more steps, higher lr or larger clamp"
+    return "the target was found but the write does not reach it: try a smaller batch, more layers or a wider mask"

@@ -1,0 +1,44 @@
+"""`nmke export`: write a run's model in a format that others load."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nmke.cli.console import fact, print_json, working
+from nmke.cli.opening import open_run, run_folder
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="Run folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder or file to make.")],
+    to: Annotated[str, typer.Option("--to", help="Format: hf, delta, lora, gguf.")] = "hf",
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+) -> None:
+    """Write the edited model, load it back, compare its logits with the run's, and only then say done."""
+    root = run_folder(run)
+    from nmke.export import exporters
+
+    exporter = exporters.get(to)
+    with closing(open_run(root, device)) as session, working(f"writing and checking {output}"):
+        report = exporter(session, output, force=force)
+    if as_json:
+        content = {**vars(report), "path": str(report.path)}
+        print_json({"schema": "nmke.export/1", "run": run, **content})
+        return
+    fact("exported", f"{report.path} ({report.format}, {report.bytes / 1e6:.0f} MB)")
+    fact(
+        "checked",
+        f"loaded back; logits on {report.prompts} prompts differ by at most {report.largest_difference:.1g} "
+        f"({report.tolerance:g} allowed)",
+    )
+    for note in report.notes:
+        fact("note", note)
+    for remark in report.notes:
+        fact("note", remark)
+    fact("load it", report.load)

@@ -1,0 +1,132 @@
+"""The contract of an export format, and what every format does the same way: prompts to compare on, the final move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nmke.errors import ExportError, NumericsError
+from nmke.models.cache import atomic_directory
+from nmke.models.load import EditableModel
+from nmke.models.tokens import pad_batch
+from nmke.registry import Registry
+from nmke.session import EditSession
+
+CHECK_PROMPTS = ("The quick brown fox jumps over", "In 1969, the first people on the moon were")
+MOST_CHECKED = 8
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote, and how it was checked.
+
+    Args:
+        format: Registered name.
+        path: Folder or file.
+        bytes: Size on disk.
+        content_hash: Of the session that was exported.
+        largest_difference: Largest absolute difference of logits between the export as loaded and the session.
+        tolerance: The difference that was allowed.
+        prompts: How many prompts were compared.
+        load: The line that loads or serves it.
+        notes: What else is worth knowing, one sentence each.
+    """
+
+    format: str
+    path: Path
+    bytes: int
+    content_hash: str
+    largest_difference: float
+    tolerance: float
+    prompts: int
+    load: str
+    notes: tuple[str, ...] = ()
+
+
+class Exporter(Protocol):
+    """Writes the session's model to `path`, loads it back and compares."""
+
+    def __call__(self, session: EditSession, path: Path, *, force: bool = False) -> ExportReport:
+        """Write and check.
+
+        Raises:
+            ExportError: If it cannot be written, or does not reproduce the session's logits.
+            NumericsError: If a weight is not finite.
+        """
+        ...
+
+
+exporters: Registry[Exporter] = Registry("export format")
+
+
+def check_prompts(session: EditSession) -> list[str]:
+    """Prompts to compare on: some of the edited ones, and two that have nothing to do with them."""
+    edited = [request.text for request in session.active_requests()]
+    step = max(1, len(edited) // MOST_CHECKED)
+    return [*edited[::step][:MOST_CHECKED], *CHECK_PROMPTS]
+
+
+@torch.inference_mode()
+def last_logits(model: EditableModel, prompts: Sequence[str]) -> list[Float[Tensor, "seq d_vocab"]]:
+    """Logits at every token of each prompt, float32 on the CPU; prompts are run one by one."""
+    found = []
+    for prompt in prompts:
+        batch = pad_batch([model.encoder.encode(prompt)], model.encoder.pad_id, device=model.device)
+        found.append(model.model(**model.inputs(batch)).logits[0].float().cpu())
+    return found
+
+
+def largest_difference(first: EditableModel, second: EditableModel, prompts: Sequence[str]) -> float:
+    """Largest absolute difference of the two models' logits over all prompts and tokens."""
+    pairs = zip(last_logits(first, prompts), last_logits(second, prompts), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def check_finite(session: EditSession) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        NumericsError: Names the tensor.
+    """
+    for name, tensor in session.model.model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NumericsError(
+                f"tensor {name!r} holds NaN or infinity; nothing was exported: take edits back with `nmke undo`"
+            )
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends without an error.
+
+    Raises:
+        ExportError: If something stands at `path` and `force` is False, or it cannot be written.
+    """
+    taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if taken and not force:
+        raise ExportError(f"output {str(path)!r} exists; replace it with --force or choose another")
+    if taken and (not path.is_dir() or not _is_export(path)):
+        raise ExportError(f"output {str(path)!r} is no exported model, so it is not replaced; choose another")
+    try:
+        with atomic_directory(path, replace=True) as building:
+            yield building
+    except OSError as error:
+        raise ExportError(
+            f"export to {str(path)!r} failed ({error}); nothing is left there: free disk space and try again"
+        ) from error
+
+
+def folder_bytes(path: Path) -> int:
+    """Size of everything in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _is_export(path: Path) -> bool:
+    return (path / "nmke-export.json").is_file()

@@ -1,0 +1,43 @@
+"""The key statistics that a session has loaded; each kind is read or gathered once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from nmke.config import EditConfig
+from nmke.models.load import EditableModel
+from nmke.progress import Progress
+from nmke.stats.covariance import LayerStats
+from nmke.stats.store import CorpusSpec, StatsStore
+
+
+class RunStats:
+    """Statistics by layer, corpus and null space.
+
+    Args:
+        model: The session's model.
+        base: Context in which it is unedited: statistics are those of the unedited weights.
+        store: Cache on disk.
+    """
+
+    def __init__(
+        self, model: EditableModel, base: Callable[[], AbstractContextManager[None]], store: StatsStore
+    ) -> None:
+        self._model, self._base, self._store = model, base, store
+        self._loaded: dict[tuple[object, ...], LayerStats] = {}
+
+    def of(self, config: EditConfig, progress: Progress) -> dict[int, LayerStats]:
+        """Statistics of each layer that `config` edits."""
+        assert config.layers is not None
+        spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
+        rule, value = config.null_space, config.null_space_value
+        keys = {layer: (layer, spec, rule, value) for layer in config.layers}
+        missing = [layer for layer, key in keys.items() if key not in self._loaded]
+        if missing:
+            with self._base():
+                gathered = self._store.prepare(self._model, missing, spec, progress)
+            for layer, covariance in gathered.items():
+                moment = covariance.moment.to(self._model.device)
+                self._loaded[keys[layer]] = LayerStats(moment, rule, value)
+        return {layer: self._loaded[key] for layer, key in keys.items()}

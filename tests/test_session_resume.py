@@ -1,0 +1,324 @@
+"""A run that was stopped and opened again ends as one that was not: same hashes, same solver state, bit for bit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests import runs
+
+from nmke.config import EditConfig
+from nmke.editors.memory import SolverState
+from nmke.errors import NumericsError, RequestError
+from nmke.run_memory import RunMemory
+from nmke.session import EditSession
+from nmke.stats.store import StatsStore
+from nmke.types import EditRequest
+
+D_MLP = 5  # fewer than edits, so that the key memory collapses into a second moment
+FACTS = runs.facts(9)
+AGAIN = [  # the first fact with another answer, the second as it is, the third twice
+    replace(FACTS[0], id="other", target_new="is"),
+    replace(FACTS[1], id="same"),
+    replace(FACTS[2], id="third", target_new="in"),
+    replace(FACTS[2], id="fourth", target_new="the"),
+]
+Step = Callable[[EditSession], object]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
+    return StatsStore(tmp_path_factory.mktemp("stats"))
+
+
+@pytest.fixture
+def opened(tmp_path: Path, store: StatsStore) -> Iterator[Callable[..., EditSession]]:
+    """Opens sessions on fresh models, one run folder per name."""
+    sessions = []
+
+    def begin(name: str = "run", d_mlp: int = D_MLP, **changes: object) -> EditSession:
+        settings = {"l2": 0.5, **changes}
+        sessions.append(runs.open_run(tmp_path / name, runs.model(d_mlp=d_mlp), store=store, **settings))
+        return sessions[-1]
+
+    yield begin
+    for session in sessions:
+        session.close()
+
+
+def states_equal(one: SolverState, two: SolverState) -> bool:
+    if one.memories.keys() != two.memories.keys():
+        return False
+    for layer, memory in one.memories.items():
+        other = two.memories[layer]
+        grams = (memory.gram, other.gram)
+        if (grams[0] is None) != (grams[1] is None) or not torch.equal(memory.rows, other.rows):
+            return False
+        if memory.count != other.count or (grams[0] is not None and not torch.equal(*grams)):
+            return False
+    return True
+
+
+def live_state(session: EditSession) -> SolverState:
+    return session._writer._memory.state()
+
+
+def edit(*requests: EditRequest) -> Step:
+    return lambda session: runs.edit_all(session, requests)
+
+
+SCRIPT: tuple[Step, ...] = (
+    edit(*FACTS[:4]),
+    edit(*FACTS[4:8]),
+    edit(*AGAIN[:2]),
+    lambda session: session.undo(2),
+    lambda session: runs.edit_all(session, [*FACTS, *AGAIN], resume=True),
+    lambda session: session.revert("e005"),
+    lambda session: session.revert("other"),
+    lambda session: session.undo(1),
+    lambda session: runs.edit_all(session, [*FACTS, *AGAIN], resume=True),
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method": "nmke", "mask": "random", "ratio": 0.5, "batch_size": 3}],
+    ids=["plain", "random"],
+)
+def test_opening_again_before_every_step_changes_nothing(opened, settings):
+    unbroken = opened("unbroken", **settings)
+    collapsed = False
+    for step in SCRIPT:
+        step(unbroken)
+        broken = opened("broken", **settings)
+        step(broken)
+        assert broken.content_hash == unbroken.content_hash
+        fresh = RunMemory(unbroken.folder, unbroken.ledger, torch.device("cpu")).state()
+        assert states_equal(live_state(unbroken), fresh)
+        assert states_equal(live_state(broken), fresh)
+        collapsed |= any(memory.gram is not None for memory in fresh.memories.values())
+        broken.close()
+    kinds = {e.status for event in unbroken.log() for e in event.edits}
+    assert collapsed and kinds == {"written", "failed", "known"}
+    assert any("supersedes" in e.detail for event in unbroken.log() for e in event.edits)
+    opened("broken", **settings).verify()
+
+
+@pytest.mark.parametrize("stops", [(1, 1, 1, 1), (3, 2), (0, 4)])
+def test_stopping_between_batches_and_resuming_equals_an_unbroken_run(opened, stops):
+    everything = [*FACTS, *AGAIN]
+    unbroken = opened("unbroken")
+    hashes = [report.event.hash_after for report in runs.edit_all(unbroken, everything)]
+    for count in stops:
+        session = opened("broken")
+        reports = session.edit_many(everything, resume=True)
+        for _ in range(count):
+            next(reports)
+        session.close()
+    session = opened("broken")
+    runs.edit_all(session, everything, resume=True)
+    assert [event.hash_after for event in session.log()] == hashes
+
+
+def test_known_facts_alone_keep_the_head_through_reopening(opened):
+    session = opened(d_mlp=64)
+    written = [
+        r for report in runs.edit_all(session, FACTS[:4]) for r in report.records if r.status == "written"
+    ]
+    again = [replace(r.request, id=f"again-{r.request.id}") for r in written]
+    known = session.edit_batch(again)
+    assert {r.status for r in known.records} == {"known"}
+    head = session.content_hash
+    session.close()
+    session = opened(d_mlp=64)
+    assert session.content_hash == head
+    session.verify()
+    runs.edit_all(session, FACTS[4:6])
+    session.verify()
+
+
+def test_released_keys_leave_the_moment_of_those_that_are_kept(opened):
+    session = opened()
+    runs.edit_all(session, [*FACTS, *AGAIN])
+    folder, index = session.folder, session.ledger.edits
+    from nmke.batch_file import read_keys
+
+    kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in runs.LAYERS}
+    for place in index.holders():
+        row = index.written(place.seq).index(place)
+        for layer, keys in read_keys(folder.root / folder.edits_name(place.seq)).items():
+            kept[layer].append(keys[row].double())
+    for layer, memory in live_state(session).memories.items():
+        keys = torch.stack(kept[layer])
+        assert memory.count == len(keys) < len(FACTS) + len(AGAIN)
+        torch.testing.assert_close(memory.moment(), keys.T @ keys, rtol=1e-9, atol=1e-9)
+
+
+def test_a_superseded_fact_is_left_out_and_comes_back_with_undo(opened):
+    session = opened(batch_size=1)
+    runs.edit_all(session, [FACTS[0], FACTS[1]])
+    record = session.edit_batch([AGAIN[0]]).records[0]
+    assert record.detail["supersedes"] == FACTS[0].id
+    assert [r.id for r in session.active_requests()] == [FACTS[1].id, "other"]
+    session.undo()
+    assert [r.id for r in session.active_requests()] == [FACTS[0].id, FACTS[1].id]
+
+
+def test_the_same_fact_twice_goes_into_two_batches(opened):
+    session = opened(batch_size=4)
+    reports = runs.edit_all(session, [FACTS[2], AGAIN[2], AGAIN[3], FACTS[3]])
+    assert [[r.request.id for r in report.records] for report in reports] == [
+        ["e002"],
+        ["third"],
+        ["fourth", "e003"],
+    ]
+    with pytest.raises(RequestError, match="'third' and 'fourth' of one batch ask for the same fact"):
+        session.edit_batch(AGAIN[2:])
+    with pytest.raises(RequestError, match="without facts"):
+        session.edit_batch([])
+
+
+def test_ids_that_are_there_already_are_refused_without_resume(opened):
+    session = opened()
+    runs.edit_all(session, FACTS[:2])
+    with pytest.raises(RequestError, match=r"1 of 2 facts are in the run already \(first: 'e001'"):
+        runs.edit_all(session, FACTS[1:3])
+    with pytest.raises(RequestError, match="'e003' occurs twice"):
+        runs.edit_all(session, [FACTS[3], FACTS[3]])
+    assert len(session.log()) == 1
+
+
+# ---------------------------------------------------------------- an interrupted revert
+
+
+def interrupt(
+    session: EditSession, monkeypatch: pytest.MonkeyPatch, after: int, error: type[BaseException]
+) -> None:
+    """Let a revert of the session break off after some replayed batches."""
+    write, count = session._writer.write, 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise error("enough")
+        return write(*arguments)
+
+    monkeypatch.setattr(session._writer, "write", counted)
+
+
+FINISH: dict[str, Step] = {
+    "resume": lambda session: runs.edit_all(session, FACTS[:8], resume=True),
+    "edit": lambda session: session.edit_batch([FACTS[8]]),
+    "undo": lambda session: session.undo(),
+    "revert": lambda session: session.revert("e006"),
+}
+
+
+@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("how", FINISH)
+def test_the_next_write_finishes_an_interrupted_revert(opened, monkeypatch, after, how):
+    whole, broken = opened("whole"), opened("broken")
+    for session in (whole, broken):
+        runs.edit_all(session, FACTS[:8])
+    whole.revert("e001")
+    interrupt(broken, monkeypatch, after, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        broken.revert("e001")
+    broken.close()
+
+    again = opened("broken")
+    pending = again.pending_replay()
+    ids = [("e000",), ("e002", "e003"), ("e004", "e005"), ("e006", "e007")]
+    assert pending is not None and pending.reverted == "e001" and list(pending.left) == ids[after:]
+    FINISH[how](whole), FINISH[how](again)
+    if how == "resume":  # the reverted fact is not in the run, so that it is edited again at the end
+        assert again.log()[-1].edits[0].request.id == "e001"
+    assert again.pending_replay() is None and again.content_hash == whole.content_hash
+    assert [r.id for r in again.active_requests()] == [r.id for r in whole.active_requests()]
+    again.verify()
+
+
+def test_a_replay_that_cannot_be_finished_can_be_given_up(opened, monkeypatch):
+    session = opened()
+    runs.edit_all(session, FACTS[:6])
+    with monkeypatch.context() as patched:
+        interrupt(session, patched, 1, NumericsError)
+        with pytest.raises(NumericsError):
+            session.revert("e000")
+    assert session.pending_replay() is not None
+    session.abandon_replay()
+    assert session.pending_replay() is None and opened("other").pending_replay() is None
+    assert [r.id for r in session.active_requests()] == ["e001"]
+    assert session.log()[-1].body["abandoned"] == [["e002", "e003"], ["e004", "e005"]]
+    runs.edit_all(session, FACTS[:6], resume=True)
+    session.verify()
+    session.close()
+    assert len(opened().active_requests()) == 6
+
+
+def test_revert_edits_each_batch_again_with_its_own_settings(opened, tmp_path, store):
+    def both(name: str, first: list[EditRequest]) -> EditSession:
+        session = opened(name, d_mlp=64, method="memit", steps=2)
+        runs.edit_all(session, first)
+        session.close()
+        session = opened(name, d_mlp=64, method="nmke", steps=3)
+        runs.edit_all(session, FACTS[4:6])
+        return session
+
+    reverted = both("reverted", FACTS[:3])
+    reverted.close()
+    reverted = opened("reverted", d_mlp=64, method="alphaedit", steps=4)
+    assert reverted.revert_cost("e000")["edits"] == 4
+    reverted.revert("e000")
+    last = reverted.log()[-1]
+    assert (last.body["config"]["method"], last.body["config"]["steps"]) == ("nmke", 3)
+
+    never = opened("never", d_mlp=64, method="memit", steps=2)
+    never.edit_batch(FACTS[1:2]), never.edit_batch(FACTS[2:3])
+    never.close()
+    never = opened("never", d_mlp=64, method="nmke", steps=3)
+    never.edit_batch(FACTS[4:6])
+    assert reverted.content_hash == never.content_hash
+
+
+# ---------------------------------------------------------------- retry
+
+
+def test_failed_edits_are_edited_again_with_other_settings(opened):
+    session = opened(d_mlp=64, lr=0.01, clamp=0.1)
+    records = [r for report in runs.edit_all(session, FACTS[:3]) for r in report.records]
+    assert {r.status for r in records} == {"failed"}
+    with pytest.raises(RequestError, match="fits 0 active edits"):
+        session.retry(["nobody"])
+    reports = session.retry(["e000", "e001"], method="memit", lr=2.0, clamp=8.0, steps=8)
+    again = [r for report in reports for r in report.records]
+    assert [r.status for r in again] == ["written", "written"]
+    assert [r.detail["supersedes"] for r in again] == ["e000", "e001"]
+    config = EditConfig.create(**reports[0].event.body["config"])
+    assert (config.method, config.covariance_weight, config.l2) == ("memit", 0.1, 0.5)
+    assert session.config.method == "alphaedit"
+    assert sorted(r.id for r in session.active_requests()) == ["e000", "e001", "e002"]
+    assert live_state(session).memories[1].count == 3
+    with pytest.raises(RequestError, match="'e000' is 'written'; only edits that failed"):
+        session.retry(["e000"])
+    hash_after = session.content_hash
+    session.close()
+
+    session = opened(d_mlp=64, lr=0.01, clamp=0.1)
+    assert session.content_hash == hash_after and live_state(session).memories[1].count == 3
+    assert runs.edit_all(session, FACTS[:3], resume=True) == []
+    session.revert("e000")
+    assert sorted(r.id for r in session.active_requests()) == ["e001", "e002"], "both tries are taken back"
+    session.verify()
+
+
+def test_find_takes_a_unique_beginning(opened):
+    session = opened()
+    runs.edit_all(session, [*FACTS[:2], AGAIN[0]])
+    assert session.find("oth")[1] == AGAIN[0] and session.find("e001")[1] == FACTS[1]
+    with pytest.raises(RequestError, match=r"'e00' fits 2 active edits \(e000, e001\)"):
+        session.find("e00")
+    with pytest.raises(RequestError, match="undo of 9 batches asked, the run holds 2"):
+        session.undo(9)
