@@ -80,6 +80,11 @@ def edit_all(session: EditSession, requests: Sequence[EditRequest], **more: obje
     return list(session.edit_many(requests, **more))
 
 
+def copied(source: EditableModel) -> EditableModel:
+    """The model as it would be loaded again."""
+    return copy.deepcopy(source)
+
+
 def bits(source: EditableModel) -> dict[str, bytes]:
     """Every weight, as bytes."""
     state = source.model.state_dict().items()

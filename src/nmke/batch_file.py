@@ -57,6 +57,7 @@ def write_batch(path: Path, result: BatchResult, before: Mapping[int, Columns]) 
             tensors[prefix + "mask"] = update.mask.keep.to(torch.uint8)
     for layer, values in result.targets.values.items():
         tensors[f"layer.{layer}.target_values"] = values
+    tensors["owners"] = torch.tensor(result.owners, dtype=torch.int32)
     return _write(path, tensors, {"schema": BATCH_SCHEMA})
 
 
@@ -67,9 +68,17 @@ def read_before(path: Path) -> dict[int, Columns]:
     return {i: Columns(tensors[f"layer.{i}.columns"], tensors[f"layer.{i}.before"]) for i in layers}
 
 
-def read_keys(path: Path) -> dict[int, Keys]:
-    """The keys of a batch's edits after the write, per layer [edits, d_mlp] float32."""
-    return {int(name.split(".")[1]): t for name, t in _read(path, BATCH_SCHEMA, ("keys",)).items()}
+def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
+    """The keys that a batch wrote, per layer [rows, d_mlp] float32.
+
+    Args:
+        path: The batch's file.
+        edit: Only the rows of this edit, counted among those the batch wrote; None for all rows.
+    """
+    tensors = _read(path, BATCH_SCHEMA, ("keys", "owners"))
+    owners = tensors.pop("owners")
+    kept = owners >= 0 if edit is None else owners == edit
+    return {int(name.split(".")[1]): keys[kept] for name, keys in tensors.items()}
 
 
 def write_head(path: Path, matrices: Mapping[str, Tensor], content_hash: str) -> str:

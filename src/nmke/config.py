@@ -68,7 +68,7 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         None,
         gt=0,
         le=1,
-        description="Share of neurons for masks 'fixed' and 'random'; None: as entropy says.",
+        description="Share of neurons for mask 'random'; None: as many as entropy would keep.",
     )
     attribution: str = Field("lps", description="Neuron score: lps, psa or mpc.")
     attribution_target: Literal["predicted", "new"] = Field(

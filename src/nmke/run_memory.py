@@ -56,9 +56,9 @@ class RunMemory:
     def _released(self, state: SolverState, places: Sequence[Place]) -> SolverState:
         for place in places:
             row = self._ledger.edits.written(place.seq).index(place)
-            state = state.release({i: keys[row : row + 1] for i, keys in self._keys(place.seq).items()})
+            state = state.release(self._keys(place.seq, row))
         return state
 
-    def _keys(self, seq: int) -> dict[int, Keys]:
+    def _keys(self, seq: int, edit: int | None = None) -> dict[int, Keys]:
         path = self._folder.root / self._folder.edits_name(seq)
-        return {layer: keys.to(self._device) for layer, keys in read_keys(path).items()}
+        return {layer: keys.to(self._device) for layer, keys in read_keys(path, edit).items()}

@@ -5,7 +5,7 @@ from tests import tiny
 from tests.exact import exact
 
 from nmke.editors.contexts import STARTS, write_contexts
-from nmke.editors.rows import kl_row, prompt_rows
+from nmke.editors.rows import kl_row, prompt_rows, with_second_anchors
 from nmke.errors import RequestError
 from nmke.models.load import EditableModel
 from nmke.types import EditRequest
@@ -61,3 +61,16 @@ def test_kl_row_is_subject_is_a_off_position_zero(model):
     assert model.tokenizer.decode(kl_row(model, short, CONTEXTS).ids) == "I was late. I is a"
     alone = kl_row(model, short, ("",))
     assert model.tokenizer.decode(alone.ids) == "I is a" and alone.anchor == 0
+
+
+def test_a_subject_at_position_zero_gets_a_second_anchor_one_word_later(model):
+    requests = (
+        EditRequest("The capital of {} is", "France", "Rome", id="a"),
+        EditRequest("{} was late", "I", "Rome", id="b"),
+    )
+    found, owners = with_second_anchors(model, requests)
+    assert found[:2] == requests and owners == (0, 1, 1)
+    assert (found[2].text, found[2].subject, found[2].target_new) == ("I was late", "I was", "Rome")
+    assert [row.bare for row in prompt_rows(model, found[2], CONTEXTS)] == [True]
+    with_bos = exact(tiny.tiny_llama, tiny.tiny_tokenizer(add_bos=True))
+    assert with_second_anchors(with_bos, requests) == (requests, (0, 1))

@@ -133,6 +133,21 @@ def test_keys_follow_writes_into_the_edited_layers(gpt2_exact):
     assert not torch.allclose(before[0][2], after[0][2], atol=1e-3)
 
 
+@pytest.mark.parametrize("replayable", [True, False], ids=["replayed", "whole forwards"])
+def test_only_layers_behind_the_changed_one_are_read_again(gpt2_exact, replayable):
+    gpt2_exact.replayable = None if replayable else False
+    rows = KeyPass(gpt2_exact, REQUESTS, CONTEXTS, LAYERS)
+    first = rows.collect()
+    generator = torch.Generator().manual_seed(1)
+    for layer in LAYERS:
+        left, right = (torch.randn(*size, generator=generator).double() for size in ((32, 2), (2, 64)))
+        DownProjection(gpt2_exact.layout.layers[layer].down_proj).add(left, right)
+        keys, current = rows.collect(changed=layer)
+        assert set(keys) == {i for i in LAYERS if i >= layer}
+        assert_same(({**first[0], **keys}, current), literal(gpt2_exact, CONTEXTS, {}))
+        first = ({**first[0], **keys}, current)
+
+
 def test_single_layer_and_single_context(gpt2_exact):
     requests = [REQUESTS[0], REQUESTS[2]]
     found, _ = KeyPass(gpt2_exact, requests, ("",), (2,)).collect()

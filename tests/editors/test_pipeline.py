@@ -38,7 +38,7 @@ REQUESTS = (
 )
 LAYERS = (1, 2)
 QUICK = {
-    "steps": 6,
+    "steps": 2,
     "lr": 0.5,
     "clamp": 3.0,
     "weight_decay": 0.01,
@@ -241,6 +241,28 @@ def test_targets_found_before_are_not_optimised_again(model, monkeypatch):
     )
     for a, b in zip(first.updates, again.updates, strict=True):
         assert torch.equal(a.left, b.left) and torch.equal(a.right, b.right)
+
+
+def test_either_placement_works_for_either_registered_nmke(model):
+    inside, after = (
+        edit(model, name, placement=placement)
+        for name, placement in (("nmke-published", "in-solve"), ("nmke", "after-solve"))
+    )
+    assert all(update.right.any() for result in (inside, after) for update in result.updates)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_one_token_subject_at_the_start_of_the_bare_prompt_is_edited(name, model):
+    request = EditRequest("{} was late, therefore", "I", "Rome", id="first token")
+    before = snapshot(model)
+    settings = {"mask": "random", "ratio": 0.9} if name == "nmke-published" else {}
+    result = edit(model, name, [request], l2=0.01, steps=12, clamp=5.0, null_space_value=0.8, **settings)
+    assert_untouched(model, before)
+    assert result.owners == (0, 0)
+    assert all(len(keys) == 2 for keys in result.memory_keys.values())
+    was = log_likelihood(model, request)
+    write(model, result.updates)
+    assert log_likelihood(model, request) > was + 0.02
 
 
 def test_earlier_edits_enter_the_system_of_methods_that_remember(model):

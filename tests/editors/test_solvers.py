@@ -160,6 +160,12 @@ def test_rome_writes_its_value_exactly():
     torch.testing.assert_close(residual.T @ directions, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_rome_meets_every_key_of_a_fact_with_two_anchors():
+    directions = Rome().directions(KEYS[:2], stats(), KeyMemory.empty(M), None, EditConfig.create(l2=0.0))
+    update = RESIDUALS[:2].T @ directions
+    torch.testing.assert_close(update @ KEYS[:2].T, RESIDUALS[:2].T, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_mask_of_ones_equals_no_mask_and_of_zeros_changes_nothing(name):
     method = methods.get(name)

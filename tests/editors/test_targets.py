@@ -1,7 +1,8 @@
 """The batched, replayed target optimisation against a plain one: one edit, one row, one full forward at a time."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -44,6 +45,17 @@ def model(request: pytest.FixtureRequest) -> EditableModel:
 @pytest.fixture(scope="module")
 def gpt2_exact() -> EditableModel:
     return BUILDERS["gpt2"]()
+
+
+@pytest.fixture(scope="module")
+def plain(gpt2_exact: EditableModel) -> Callable[[int, Site, EditConfig], "Plain"]:
+    """`plain_targets` of an edit on the GPT-2, run once for each setting."""
+
+    @functools.cache
+    def run(edit: int, site: Site, config: EditConfig) -> Plain:
+        return plain_targets(gpt2_exact, REQUESTS[edit], SITES[site][1], site, config)
+
+    return run
 
 
 @dataclass
@@ -163,39 +175,38 @@ def test_clamp_bounds_every_delta(gpt2_exact):
             torch.testing.assert_close(delta.norm(dim=1), limit, rtol=1e-9, atol=0)
 
 
-def middle_stop(model: EditableModel, site: Site, layers: tuple[int, ...]) -> EditConfig:
+def middle_stop(plain: Callable[[int, Site, EditConfig], Plain], site: Site) -> EditConfig:
     """A stopping loss that one edit passes in the middle of its run, with momentum, while others go on."""
-    config = CONFIG.model_copy(update={"steps": 12})
-    runs = [plain_targets(model, request, layers, site, config).losses for request in REQUESTS]
+    config = CONFIG.model_copy(update={"steps": 9})
+    runs = [plain(edit, site, config).losses for edit in range(len(REQUESTS))]
     first = min(runs, key=lambda losses: losses[0])
     return config.model_copy(update={"stop_loss": (first[3] + first[4]) / 2})
 
 
-@pytest.mark.parametrize("place", SITES)
+@pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("below", [0.0, 1.0], ids=["never compacted", "compacted at once"])
-def test_each_edit_stops_on_its_own_and_stays_where_it_stopped(gpt2_exact, place, below, monkeypatch):
+def test_each_edit_stops_on_its_own_and_stays_where_it_stopped(gpt2_exact, plain, site, below, monkeypatch):
     monkeypatch.setattr("nmke.editors.targets.COMPACT_BELOW", below)
-    site, layers = SITES[place]
-    config = middle_stop(gpt2_exact, site, layers)
-    targets = optimise_targets(gpt2_exact, REQUESTS, CONTEXTS, layers, site, config)
-    assert 5 in targets.steps and 12 in targets.steps
-    for edit, request in enumerate(REQUESTS):
-        plain = plain_targets(gpt2_exact, request, layers, site, config)
-        assert targets.steps[edit] == len(plain.losses)
-        assert targets.losses[edit] == pytest.approx(plain.losses[-1], rel=1e-9)
-        torch.testing.assert_close(found(targets, edit)[0], plain.deltas, rtol=1e-9, atol=1e-9)
+    config = middle_stop(plain, site)
+    targets = optimise_targets(gpt2_exact, REQUESTS, CONTEXTS, SITES[site][1], site, config)
+    assert 5 in targets.steps and 9 in targets.steps
+    for edit in range(len(REQUESTS)):
+        expected = plain(edit, site, config)
+        assert targets.steps[edit] == len(expected.losses)
+        assert targets.losses[edit] == pytest.approx(expected.losses[-1], rel=1e-9)
+        torch.testing.assert_close(found(targets, edit)[0], expected.deltas, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("budget", [1, 120, 100_000])
-def test_grouping_and_batch_mates_do_not_matter(gpt2_exact, budget):
-    config = middle_stop(gpt2_exact, "block", (1,)).model_copy(update={"token_budget": budget})
+def test_grouping_and_batch_mates_do_not_matter(gpt2_exact, plain, budget):
+    config = middle_stop(plain, "block").model_copy(update={"token_budget": budget})
     together = optimise_targets(gpt2_exact, REQUESTS, CONTEXTS, (1,), "block", config)
     backwards = optimise_targets(gpt2_exact, REQUESTS[::-1], CONTEXTS, (1,), "block", config)
-    for edit, request in enumerate(REQUESTS):
-        alone = optimise_targets(gpt2_exact, [request], CONTEXTS, (1,), "block", config)
+    for edit in range(len(REQUESTS)):
+        alone = plain(edit, "block", middle_stop(plain, "block"))
         for other, at in ((together, edit), (backwards, 3 - edit)):
-            torch.testing.assert_close(other.deltas[1][at], alone.deltas[1][0], rtol=1e-9, atol=1e-9)
-            assert other.steps[at] == alone.steps[0]
+            torch.testing.assert_close(other.deltas[1][at], alone.deltas[0], rtol=1e-9, atol=1e-9)
+            assert other.steps[at] == len(alone.losses)
 
 
 def test_model_is_left_as_it_was(gpt2_exact):
@@ -248,3 +259,15 @@ def test_a_prompt_longer_than_the_model_reads_is_refused(gpt2_exact):
     long = EditRequest("The old city of {} " + "is in the city of " * 60, "Paris", "Rome")
     with pytest.raises(RequestError, match=r"tokens, the model reads 256; shorten the prompt"):
         optimise_targets(gpt2_exact, [long], CONTEXTS, (1,), "block", CONFIG)
+
+
+def test_an_answer_that_no_longer_fits_behind_the_prompt_is_refused(gpt2_exact):
+    def request(words: int) -> EditRequest:
+        return EditRequest("The old city of {}" + " of" * words, "Paris", "Tokyo", id="long")
+
+    answer = len(gpt2_exact.encoder.encode_target(request(1).text, "Tokyo"))
+    fits = 1 + 256 - len(gpt2_exact.encoder.encode(request(1).text)) - (answer - 1)
+    config = CONFIG.model_copy(update={"steps": 1})
+    assert optimise_targets(gpt2_exact, [request(fits)], ("",), (1,), "block", config).steps == (1,)
+    with pytest.raises(RequestError, match=r"edit 'long': .* have 257 tokens, the model reads 256"):
+        optimise_targets(gpt2_exact, [request(fits + 1)], ("",), (1,), "block", config)

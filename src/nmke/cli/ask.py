@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,8 +31,8 @@ GREEDY: dict[str, Any] = {
 
 
 def ask(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
-    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say to the model.")],
     compare: Annotated[bool, typer.Option("--compare", help="Show the unedited model's answer too.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text, without the chat template.")] = False,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longest answer.")] = 64,
@@ -41,7 +40,7 @@ def ask(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
 ) -> None:
     """Ask the edited model one thing; greedy."""
-    with closing(open_run(Path(run_folder(run)), device)) as session:
+    with closing(open_run(run_folder(run), device)) as session:
         turns: Messages = [{"role": "user", "content": prompt}]
         edited = reply(session.model, turns, tokens, raw=raw)
         base = base_reply(session, turns, tokens, raw=raw) if compare else None
@@ -57,7 +56,7 @@ def ask(
 
 
 def chat(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the unedited model's answers too.")
     ] = False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nmke.cli.console import Display, note, progress
 from nmke.cli.probes import Answer, Probe, answers, choose_probes
 from nmke.cli.scoring import base_outputs, score_session
+from nmke.errors import HealthError
 
 if TYPE_CHECKING:
     from nmke.evaluation.score_table import ScoreTable
@@ -32,6 +33,7 @@ class Outcome:
         skipped: Facts that the run held already.
         interrupted: Whether Ctrl-C ended it early.
         prepare_seconds: Time that key statistics took.
+        collapsed: The health limit that ended it early, None when none did.
     """
 
     reports: list[BatchReport] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Outcome:
     skipped: int = 0
     interrupted: bool = False
     prepare_seconds: float = 0.0
+    collapsed: HealthError | None = None
 
     @property
     def records(self) -> list[EditRecord]:
@@ -77,6 +80,8 @@ def edit_all(
     session: EditSession, requests: Sequence[EditRequest], *, resume: bool = False, evaluate: bool = True
 ) -> Outcome:
     """Edit the facts in batches, with progress on stderr.
+
+    A health limit crossed in a later batch ends the loop and is kept in the outcome, so that what was done is shown.
 
     Raises:
         NmkeError: As `EditSession.edit_many`.
@@ -121,11 +126,28 @@ def _edit_batches(
 ) -> None:
     total = -(-len(requests) // session.config.batch_size)
     with _interrupts() as stop, shown.task("batches", total=total) as task:
-        for report in session.edit_many(requests, stop=stop, progress=shown):
-            outcome.reports.append(report)
-            task.advance()
-            shown.line(_batch_line(report, len(outcome.reports), total))
+        try:
+            for report in session.edit_many(requests, stop=stop, progress=shown):
+                outcome.reports.append(report)
+                task.advance()
+                shown.line(_batch_line(report, len(outcome.reports), total))
+        except HealthError as error:
+            outcome.reports += _collapsed_batch(session, outcome)
+            if not outcome.reports:
+                raise
+            outcome.collapsed = error
         outcome.interrupted = stop() and len(outcome.records) < len(requests)
+
+
+def _collapsed_batch(session: EditSession, outcome: Outcome) -> list[BatchReport]:
+    """The batch that crossed a limit, unless it was taken back."""
+    from nmke.session import BatchReport
+
+    last = session.ledger.last()
+    if last is None or last.kind != "edit" or last.seq in {r.event.seq for r in outcome.reports}:
+        return []
+    event = session.ledger.event(last.seq)
+    return [BatchReport(event, event.body.get("seconds", {}))]
 
 
 def _batch_line(report: BatchReport, number: int, total: int) -> str:
@@ -135,9 +157,17 @@ def _batch_line(report: BatchReport, number: int, total: int) -> str:
     drift = max(report.event.body.get("drift", {}).values(), default=0.0)
     took = sum(report.seconds.values())
     return (
-        f"batch {number}/{total}  {report.event.id}  {said}  {took:.1f} s  drift {drift:.2%}  "
-        f"hash {report.event.hash_after[:12]}"
+        f"batch {number}/{total}  {report.event.id}  {said}  {took:.1f} s  drift {drift:.2%}"
+        f"{_health_words(report)}  hash {report.event.hash_after[:12]}"
     )
+
+
+def _health_words(report: BatchReport) -> str:
+    health = report.health
+    if health is None:
+        return ""
+    retention = "" if health.retention is None else f"  retention {health.retention:.2f}"
+    return f"  KL {health.kl:.3f}{retention}"
 
 
 class _Stop:

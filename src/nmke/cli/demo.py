@@ -10,7 +10,7 @@ import typer
 
 from nmke.cli.batches import Outcome, edit_all
 from nmke.cli.console import fact, note, say, table, working
-from nmke.cli.edit_report import print_layers
+from nmke.cli.edit_report import health_text, print_layers
 from nmke.cli.opening import Loading, editing, find_place, save_recipe
 from nmke.cli.probes import probe_rows, short
 from nmke.cli.scoring import print_scores
@@ -25,14 +25,6 @@ MODEL = "smollm2-135m"
 FOLDER = Path("nmke-demo")
 # A fifth of the usual corpus: enough for a dozen edits, and written in half a minute.
 SETTINGS: dict[str, Any] = {"batch_size": 4, "corpus_tokens": 6_000}
-TEXT = (
-    "The harbour wakes before the town does. Gulls argue over the nets, and the first ferry leaves with three "
-    "cars, a school class and the post. By noon the fish market has sold everything but the smell.",
-    "Water boils at a lower temperature on a mountain, because the air above it weighs less. Cooks who live high "
-    "up know this well: their potatoes take longer, and their bread rises faster than the recipe says.",
-    "To repair a bicycle tyre you need two levers, a patch, some glue and patience. Find the hole by holding the "
-    "tube under water and watching for bubbles, dry it, roughen the rubber, and wait before you press.",
-)
 
 
 def demo(
@@ -48,16 +40,8 @@ def demo(
     note(f"{len(requests)} facts of ours into {MODEL} with NMKE; a few minutes on two cores")
     with editing(place, SETTINGS, Loading(), requests) as session:
         save_recipe(session, SETTINGS)
-        with working("measuring perplexity"):
-            perplexity_before = _perplexity(session)
         outcome = edit_all(session, requests)
         _show_edits(session, requests, outcome)
-        with working("measuring perplexity"):
-            fact(
-                "health",
-                f"perplexity on a short text of ours {perplexity_before:.2f} before, "
-                f"{_perplexity(session):.2f} after",
-            )
         _undo_and_redo(session, outcome)
         _export(session, exported)
     fact("took", f"{time.monotonic() - begun:.0f} s")
@@ -105,6 +89,7 @@ def _show_edits(session: EditSession, requests: Sequence[EditRequest], outcome: 
     for record in outcome.with_status("known"):
         fact("known", f"{short(record.request.text, 60)} → {record.request.target_new}: skipped")
     print_layers(session, outcome)
+    fact("health", health_text(outcome))
     if outcome.scores:
         print_scores(outcome.scores)
 
@@ -132,9 +117,3 @@ def _export(session: EditSession, path: Path) -> None:
         f"{path}: {report.bytes / 1e6:.0f} MB, loaded back; logits on {report.prompts} prompts differ by at most "
         f"{report.largest_difference:.1g}",
     )
-
-
-def _perplexity(session: EditSession) -> float:
-    from nmke.evaluation.perplexity import perplexity
-
-    return perplexity(session.model, TEXT)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(help="Model to look at; none: this installation itself.")
+        str | None, typer.Argument(metavar="MODEL", help="Model to look at; none: this installation itself.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     dtype: Annotated[

@@ -26,7 +26,10 @@ INTERRUPTED = 130
 @takes_settings()
 def edit(
     source: Annotated[
-        str, typer.Argument(help="Model (built-in name, folder, GGUF file, hub id) or run folder.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Model (built-in name, folder, GGUF file, hub id) or run folder."
+        ),
     ],
     prompt: Annotated[
         str | None,
@@ -42,7 +45,7 @@ def edit(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file of settings.")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Run folder to make [nmke-run-MODEL-TIME].")
+        Path | None, typer.Option("-o", "--output", help="Run folder to make (default nmke-run-MODEL-TIME).")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an existing run; facts it holds are skipped.")
@@ -73,6 +76,8 @@ def edit(
         _show(session, requests, outcome, as_json=as_json)
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
+    if outcome.collapsed is not None:
+        raise outcome.collapsed
     failed = outcome.with_status("failed")
     if strict and failed:
         raise HealthError(

@@ -14,6 +14,7 @@ from nmke.cli.scoring import score_line
 
 if TYPE_CHECKING:
     from nmke.cli.batches import Outcome
+    from nmke.health import HealthReport
     from nmke.session import EditSession
     from nmke.types import EditRequest
 
@@ -41,6 +42,7 @@ def edit_json(session: EditSession, outcome: Outcome) -> dict[str, Any]:
         "failed": [_failure(r.request, r.detail) for r in outcome.with_status("failed")],
         "known": [r.request.id for r in outcome.with_status("known")],
         "masks": {str(k): v for k, v in outcome.reports[-1].masks.items()} if outcome.reports else {},
+        "health": health.as_json() if (health := last_health(outcome)) else None,
         "drift": {str(k): v for k, v in session.weights.drift().items()},
         "changed_tensors": [asdict(changed) for changed in session.changed()],
         "content_hash": session.content_hash,
@@ -55,6 +57,8 @@ def print_edit(session: EditSession, requests: Sequence[EditRequest], outcome: O
         table(("probe", "prompt", "before", "after", "p(new)"), rows, right=("p(new)",))
     fact("edits", _counts(session, outcome))
     print_layers(session, outcome)
+    if last_health(outcome):
+        fact("health", health_text(outcome))
     if outcome.scores:
         score_line(outcome.scores.protocols["teacher_forced"])
     _print_exceptions(outcome)
@@ -89,6 +93,25 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
     fact("", note + ("; neurons and entropies: of the last batch" if masks else ""))
     names = [c.name for c in changes]
     fact("changed", f"{len(names)} tensors: {names[0]}{f' … {names[-1]}' if len(names) > 1 else ''}")
+
+
+def last_health(outcome: Outcome) -> HealthReport | None:
+    """The newest look at the model's health, None when it was not looked at."""
+    return next((r.health for r in reversed(outcome.reports) if r.health is not None), None)
+
+
+def health_text(outcome: Outcome) -> str:
+    """The newest look at the model's health, in words; "" when it was not looked at."""
+    health = last_health(outcome)
+    if health is None:
+        return ""
+    text = (
+        f"{health.status}: KL to the unedited model {health.kl:.3f} nats, perplexity on held-out text "
+        f"{health.perplexity:.2f} (unedited {health.perplexity_base:.2f})"
+    )
+    if health.retention is not None:
+        text += f", retention of {health.asked} earlier edits {health.retention:.2f}"
+    return "\n".join([text, *health.reasons])
 
 
 def _selected(detail: dict[str, float] | None) -> tuple[str, str]:

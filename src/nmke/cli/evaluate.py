@@ -26,7 +26,7 @@ PROTOCOL_NAMES = ("teacher_forced", "likelihood", "generation")
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a model.")],
     facts: Annotated[
-        Path | None, typer.Option("-f", "--facts", help="Facts to score [those that the run holds].")
+        Path | None, typer.Option("-f", "--facts", help="Facts to score (default: those that the run holds).")
     ] = None,
     protocol: Annotated[
         str,

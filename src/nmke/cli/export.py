@@ -13,7 +13,7 @@ from nmke.cli.opening import open_run, run_folder
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder or file to make.")],
     to: Annotated[str, typer.Option("--to", help="Format: hf, delta, lora, gguf.")] = "hf",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def log(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """List the edits of a run, oldest first, and the content hash of its head."""
@@ -48,7 +48,7 @@ def log(
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
     edit_id: Annotated[str, typer.Argument(metavar="ID", help="Edit, or a unique beginning of its id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:

@@ -151,6 +151,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _quiet_third_parties() -> Iterator[None]:
     """Our own messages on stderr, other libraries' warnings nowhere, unless Python was started with -W."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     ours, others, nowhere = logging.getLogger("nmke"), logging.getLogger(), logging.NullHandler()
     level = ours.level

@@ -89,10 +89,17 @@ def find_place(source: str, output: Path | None, *, resume: bool, force: bool) -
         return Place(Path(source), None)
     if output is None:
         return Place(None, source)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or any(not _is_leftover(path) for path in output.iterdir())):
         _check_existing(source, output, resume=resume, force=force)
         return Place(output, source, force=True) if force else Place(output, None)
     return Place(output, source)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether it is what a process killed while it began a run leaves, which counts as nothing."""
+    if path.name in ("edits", "head"):
+        return path.is_dir() and not any(path.iterdir())
+    return path.name == "lock" or path.name.startswith(".nmke.json.")
 
 
 def _check_existing(source: str, output: Path, *, resume: bool, force: bool) -> None:
@@ -129,10 +136,14 @@ def editing(
     Raises:
         NmkeError: Whatever is wrong with place, settings, model or requests.
     """
+    from nmke.attribution import neuron_scores
     from nmke.config import EditConfig
+    from nmke.editors import methods
     from nmke.session import EditSession, resolve
 
     config = EditConfig.create(**settings)
+    methods.entry(config.method)
+    neuron_scores.entry(config.attribution)
     if place.model is None:
         assert place.root is not None
         session, began = open_run(place.root, loading.device, config), False

@@ -16,7 +16,9 @@ from nmke.cli.settings import STATS_SETTINGS, merge, takes_settings
 
 @takes_settings(*STATS_SETTINGS)
 def prepare(
-    model: Annotated[str, typer.Argument(help="Built-in name, folder, GGUF file or hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Built-in name, folder, GGUF file or hub id.")
+    ],
     config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file of settings.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cost and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,

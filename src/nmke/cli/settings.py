@@ -28,6 +28,7 @@ GROUPS = {
     "l2": "Solve",
     "mask": "Neuron mask",
     "corpus": "Key statistics",
+    "health_every": "Health",
 }
 STATS_SETTINGS = ("layers", "corpus", "corpus_tokens", "seed")
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -156,5 +157,6 @@ def _flag_type(name: str, annotation: Any) -> Any:
 def _help(name: str, field: Any) -> str:
     description = str(field.description)
     if name == "layers":
-        return f"{description.partition(';')[0]}: auto, 4-8 or 4,5. [auto: by relative depth]"
-    return description if field.default is None else f"{description} [{field.default}]"
+        return f"{description.partition(';')[0]}: auto, 4-8 or 4,5 (default auto: by relative depth)."
+    default = "the method's own" if field.default is None else field.default
+    return f"{description.rstrip('.')} (default {default})."

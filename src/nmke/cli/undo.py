@@ -14,7 +14,7 @@ from nmke.errors import ConfigError
 
 
 def undo(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
     n: Annotated[int, typer.Option("-n", "--batches", min=1, help="How many batches, newest first.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
@@ -42,7 +42,7 @@ def undo(
 
 
 def revert(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
     edit_id: Annotated[str, typer.Argument(metavar="ID", help="Edit, or a unique beginning of its id.")],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,

@@ -44,7 +44,10 @@ methods.register(
 )
 methods.register(
     "nmke-published",
-    Method(Nmke(), defaults={"mask": "entropy", "placement": "after-solve", "l2": 10.0}),
+    Method(
+        Nmke(),
+        defaults={"mask": "entropy", "placement": "after-solve", "covariance_weight": 1_000.0, "l2": 10.0},
+    ),
     source="arXiv:2510.22139",
     summary="AlphaEdit's update with the columns of unselected neurons zeroed, as published",
 )

@@ -23,14 +23,14 @@ class Rome:
     def directions(
         self, keys: Keys, stats: LayerStats, memory: KeyMemory, keep: Mask | None, config: EditConfig
     ) -> Directions:
-        """See `Solver.directions`; `keys` has one row."""
+        """See `Solver.directions`; several keys (a second anchor of the same fact) are all met exactly."""
         assert config.l2 is not None
         system = stats.moment.to(keys).clone()
         system.diagonal().add_(config.l2)
         solved = solve_positive(
             system, keys.T, what="C0 + λI", cure="collect more tokens with `nmke prepare`"
         ).T
-        found = solved / (keys * solved).sum(dim=1, keepdim=True)
+        found = solve_positive(keys @ solved.T, solved, what="Kᵀ C0⁻¹ K", cure="edit at another layer")
         return found if keep is None else found * keep.to(found)
 
 

@@ -8,7 +8,7 @@ request, whose subject is longer by one word, carries the fact for the bare prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nmke.errors import RequestError
 from nmke.models.load import EditableModel
@@ -32,13 +32,19 @@ class PromptRow:
     bare: bool
 
 
+@dataclass(frozen=True)
+class BareRequest(EditRequest):
+    """A request that is written for its bare prompt only, without contexts in front."""
+
+
 def prompt_rows(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> list[PromptRow]:
     """The request's prompt behind each context, without rows whose anchor is position 0.
 
     Raises:
         RequestError: If the prompt is longer than the model can read, or no row is left.
     """
-    rows = [_row(model, context, request.text, request.subject_end) for context in contexts]
+    used = contexts[:1] if isinstance(request, BareRequest) else contexts
+    rows = [_row(model, context, request.text, request.subject_end) for context in used]
     kept = [row for row in rows if row.anchor > 0]
     if not kept:
         raise RequestError(
@@ -65,7 +71,7 @@ def with_second_anchors(
     return tuple(found), tuple(owners)
 
 
-def _longer_subject(model: EditableModel, request: EditRequest) -> EditRequest | None:
+def _longer_subject(model: EditableModel, request: EditRequest) -> BareRequest | None:
     if _row(model, "", request.text, request.subject_end).anchor > 0:
         return None
     before, _, after = request.prompt.partition("{}")
@@ -73,7 +79,8 @@ def _longer_subject(model: EditableModel, request: EditRequest) -> EditRequest |
         at_word_end = end == len(after) or after[end].isspace()
         if at_word_end and _row(model, "", request.text, request.subject_end + end).anchor > 0:
             subject = request.subject + after[:end]
-            return replace(request, prompt=f"{before}{{}}{after[end:]}", subject=subject, id=f"{request.id}+")
+            template = f"{before}{{}}{after[end:]}"
+            return BareRequest(template, subject, request.target_new, id=f"{request.id}+")
     return None
 
 

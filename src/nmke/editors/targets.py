@@ -24,7 +24,7 @@ from torch import Tensor
 from nmke.attribution.base import wide
 from nmke.config import EditConfig
 from nmke.editors.rows import kl_row, prompt_rows
-from nmke.errors import NumericsError
+from nmke.errors import NumericsError, RequestError
 from nmke.models.load import EditableModel
 from nmke.models.replay import AnchoredRows, Replay, Site, open_replay
 from nmke.models.tokens import length_buckets
@@ -88,6 +88,12 @@ def edit_rows(model: EditableModel, request: EditRequest, contexts: Sequence[str
         anchors.append(row.anchor)
         first = len(row.ids) - 1 - row.anchor
         reads += [(number, first + offset, token) for offset, token in enumerate(target)]
+    longest, limit = max(map(len, ids)), model.context_length
+    if limit is not None and longest > limit:
+        raise RequestError(
+            f"edit {request.id!r}: context, prompt and answer have {longest} tokens, the model reads {limit}; "
+            "shorten the prompt"
+        )
     kl = kl_row(model, request, contexts)
     ids.append(kl.ids)
     anchors.append(kl.anchor)

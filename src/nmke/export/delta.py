@@ -178,7 +178,7 @@ def apply_delta(
     delta = read_delta(Path(delta_path))
     if isinstance(base, EditableModel):
         model = base
-        _forget_fingerprint(model)  # it may have been edited since
+        _forget_history(model)  # it may have been edited since it was loaded
     else:
         model = load_model(str(base), dtype=delta.base_dtype, device=device, revision=revision)
     if model.fingerprint != delta.base_fingerprint:
@@ -188,7 +188,7 @@ def apply_delta(
             f"{delta.base_dtype}), {model.source!r} has {model.fingerprint[:12]} ({dtype}); give that base, unedited"
         )
     _write(delta, model)
-    _forget_fingerprint(model)
+    _forget_history(model)  # a session begun on it takes it as it is now
     return model
 
 
@@ -253,13 +253,14 @@ def _tensors(changed: Sequence[Change]) -> dict[str, Tensor]:
 def _sha256(matrix: Tensor) -> str:
     """Hash of a matrix's type, shape and bytes, [d_model, d_mlp] row by row."""
     digest = hashlib.sha256(f"{matrix.dtype}|{tuple(matrix.shape)}|".encode())
-    digest.update(memoryview(matrix.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    digest.update(matrix.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _forget_fingerprint(model: EditableModel) -> None:
-    """Let the fingerprint be computed anew: it is kept from the first call on."""
+def _forget_history(model: EditableModel) -> None:
+    """Take the weights as they are for the unedited ones: fingerprint and base matrices are found anew."""
     model.__dict__.pop("fingerprint", None)
+    model.unedited.clear()
 
 
 def _load_line(path: str, base: str) -> str:

@@ -58,6 +58,7 @@ def write_patched(reader: GGUFReader, path: Path, replaced: Mapping[str, np.ndar
     from gguf import GGMLQuantizationType
 
     types = {"float32": GGMLQuantizationType.F32, "float16": GGMLQuantizationType.F16}
+    alignment = int(reader.alignment)  # numpy's unsigned type cannot be negated
     with path.open("wb") as file:
         file.write(reader.data[: _metadata_end(reader)].tobytes())
         offset = 0
@@ -68,12 +69,12 @@ def write_patched(reader: GGUFReader, path: Path, replaced: Mapping[str, np.ndar
             entry = (length, name, n_sizes, sizes, np.array([kind], old_type.dtype))
             file.write(b"".join(part.tobytes() for part in (*entry, np.array([offset], old_offset.dtype))))
             size = tensor.n_bytes if new is None else new.nbytes
-            offset += size + -size % reader.alignment
-        _align(file, reader.alignment)
+            offset += size + -size % alignment
+        _align(file, alignment)
         for tensor in reader.tensors:
             content = replaced.get(tensor.name, tensor.data)
             np.ascontiguousarray(content).tofile(file)
-            _align(file, reader.alignment)
+            _align(file, alignment)
 
 
 def differing(first: GGUFReader, second: GGUFReader) -> list[str]:
@@ -101,4 +102,4 @@ def _bytes(data: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _align(file: BinaryIO, alignment: int) -> None:
-    file.write(bytes(-file.tell() % int(alignment)))
+    file.write(bytes(-file.tell() % alignment))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nmke.errors import ConfigError, ExportError
+from nmke.evaluation.target_scores import predictions
 from nmke.export.base import (
     ExportReport,
     check_finite,
@@ -38,29 +39,39 @@ from nmke.export.low_rank import direction_energies, factors, residual_energies,
 from nmke.models.builtin import BUILTIN_MODELS
 from nmke.models.load import EditableModel
 from nmke.session import EditSession
+from nmke.types import EditRequest
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 LOST_ENERGY = 1e-6
-TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
+ROUNDING_MARGIN = 1.1
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5}
+EFFECT_SHARE = 0.01
+MOST_SCORED = 100
 _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """The directions of one change: how much of it each rank leaves over, and how much may be left."""
+    """The directions of one change, the squared norm each rank leaves over, and that of the rounding noise."""
 
     change: Change
     vectors: Tensor
     left_over: list[float]
-    allowed: float
+    rounding_energy: float
 
     def residual(self, rank: int) -> float:
         """‖ΔW - BA‖ / ‖ΔW‖ at this rank."""
         return math.sqrt(self.left_over[min(rank, len(self.left_over) - 1)] / self.left_over[0])
 
+    @property
+    def rounding(self) -> float:
+        """Norm of what rounding to the weights' type is expected to have added, relative to ‖ΔW‖."""
+        return math.sqrt(self.rounding_energy / self.left_over[0])
+
     def fits(self, rank: int) -> bool:
-        """Whether what this rank leaves over is small enough."""
-        return self.left_over[min(rank, len(self.left_over) - 1)] <= self.allowed
+        """Whether this rank leaves over no more than the energy that may be lost or that rounding explains."""
+        allowed = max(LOST_ENERGY, ROUNDING_MARGIN * self.rounding**2)
+        return self.residual(rank) ** 2 <= allowed
 
 
 def export_lora(
@@ -68,8 +79,9 @@ def export_lora(
 ) -> ExportReport:
     """Write the adapter, read it back, run the base with it and compare logits with the session's.
 
-    They may differ by 0.01 in float32 and by 0.5 in bfloat16, where the session's weights carry the rounding of
-    every batch and the adapter does not.
+    They may differ by 1e-4 in float32 or 0.5 in bfloat16, which is that arithmetic's own scatter, plus a share of
+    the most that the edits change any of these logits: 1 %, and the share of ΔW that is rounding to the weights'
+    type, since the session's weights carry the rounding of every batch and the adapter does not.
 
     Args:
         session: The run to export; its model is afterwards as before.
@@ -91,47 +103,72 @@ def export_lora(
         raise ExportError(
             "the run changes nothing, so there is no adapter to write; use the base model as it is"
         )
-    prompts = check_prompts(session)
-    expected = last_logits(session.model, prompts)
-    roundings = len(session.ledger.active())
+    said = _Said.by(session)
+    roundings = max(1, len(session.ledger.active()))
     spectra = [_spectrum(change, roundings) for change in changed]
     fitting = next((r for r in VLLM_RANKS if all(s.fits(r) for s in spectra)), VLLM_RANKS[-1])
     chosen = rank or fitting
     worst_layer = max(spectra, key=lambda s: s.residual(chosen))
-    residual = worst_layer.residual(chosen)
-    tolerance = TOLERANCE.get(session.model.dtype, TOLERANCE[torch.bfloat16])
+    share = EFFECT_SHARE + max(s.rounding for s in spectra)
+    tolerance = share * said.effect + TOLERANCE.get(session.model.dtype, TOLERANCE[torch.bfloat16])
     base = _base_place(session.model)
     with new_folder(path, force=force) as building:
         _write_adapter(building, session.model, spectra, chosen, base)
         write_card(session, building, "lora", load=_load_lines(path.name, base, chosen))
         with session.base(), _adapted(session.model.model, building):
-            worst = logits_apart(last_logits(session.model, prompts), expected)
-        if not worst <= tolerance:
+            apart = logits_apart(last_logits(session.model, said.prompts), said.logits)
+            kept = len(said.answered & _answered(session.model, said.requests))
+        if not apart <= tolerance:
             raise ExportError(
-                f"an adapter of rank {chosen} leaves {residual:.2g} of the change and gives logits that differ by "
-                f"{worst:.2g} (at most {tolerance:g} allowed); nothing was exported: "
+                f"an adapter of rank {chosen} leaves {worst_layer.residual(chosen):.2g} of the change and gives logits "
+                f"that differ by {apart:.2g} (at most {tolerance:g} allowed); nothing was exported: "
                 + (f"give rank {fitting}" if chosen < fitting else "export as hf or delta, which are exact")
             )
+    rescored = f"{kept} of {len(said.answered)} edits that the run answers are answered with the adapter"
     return ExportReport(
         "lora",
         path,
         folder_bytes(path),
         session.content_hash,
-        worst,
+        apart,
         tolerance,
-        len(prompts),
+        len(said.prompts),
         _load_lines(str(path), base, chosen),
-        _notes(chosen, residual, worst_layer.change),
+        (rescored, *_notes(chosen, worst_layer, said.effect)),
     )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the session's model says, for comparison: logits, their change by the edits, and edits it answers."""
+
+    prompts: list[str]
+    logits: list[Tensor]
+    effect: float
+    requests: list[EditRequest]
+    answered: set[str]
+
+    @classmethod
+    def by(cls, session: EditSession) -> _Said:
+        prompts, requests = check_prompts(session), session.active_requests()[-MOST_SCORED:]
+        logits = last_logits(session.model, prompts)
+        with session.base():
+            effect = logits_apart(last_logits(session.model, prompts), logits)
+        return cls(prompts, logits, effect, requests, _answered(session.model, requests))
+
+
+def _answered(model: EditableModel, requests: Sequence[EditRequest]) -> set[str]:
+    """Ids of the edits whose new answer the model gives, token by token."""
+    scores = predictions(model, [(request.text, request.target_new) for request in requests])
+    return {request.id for request, score in zip(requests, scores, strict=True) if score.accuracy == 1.0}
 
 
 def _spectrum(change: Change, roundings: int) -> _Spectrum:
     update = _update(change)
     energies, vectors = direction_energies(update)
     left_over = residual_energies(energies)
-    rounding = 1.1 * roundings * rounding_energy(change.edited[:, change.columns])
-    allowed = max(LOST_ENERGY * float(left_over[0]), rounding)
-    return _Spectrum(change, vectors, left_over.tolist(), allowed)
+    rounding = roundings * rounding_energy(change.edited[:, change.columns])
+    return _Spectrum(change, vectors, left_over.tolist(), rounding)
 
 
 def _update(change: Change) -> Tensor:
@@ -207,10 +244,17 @@ def _load_lines(path: str, base: str, rank: int) -> str:
     )
 
 
-def _notes(rank: int, residual: float, change: Change) -> tuple[str, ...]:
+def _notes(rank: int, worst: _Spectrum, effect: float) -> tuple[str, ...]:
+    residual, noise = worst.residual(rank), worst.rounding
+    dtype = str(worst.change.edited.dtype).removeprefix("torch.")
+    explained = (
+        f", of which rounding to {dtype} explains {noise:.2g}" if noise > 10 * LOST_ENERGY**0.5 else ""
+    )
     notes = [
-        f"rank {rank}, alpha {rank}; residual ‖ΔW - BA‖/‖ΔW‖ at most {residual:.2g} (layer {change.layer})",
-        "`pip install 'nmke[lora]'` brings peft, which loads it; a quantised copy of the base is fine",
+        f"rank {rank}, alpha {rank}; residual ‖ΔW - BA‖/‖ΔW‖ at most {residual:.2g} (layer {worst.change.layer})"
+        + explained,
+        f"the edits themselves change the compared logits by up to {effect:.2g}",
+        "peft loads it (`pip install 'nmke[lora]'`); a quantised copy of the base is fine",
     ]
     if rank > VLLM_RANKS[-1]:
         notes.append(f"vLLM takes ranks up to {VLLM_RANKS[-1]}, this one is for peft")

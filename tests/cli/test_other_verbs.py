@@ -1,0 +1,65 @@
+"""doctor, prepare, cache, help and the demo's choice of facts."""
+
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Nmke
+
+from nmke.cli.demo import choose_facts
+from nmke.cli.main import VERBS
+
+
+def test_doctor_describes_model_and_installation(nmke: Nmke, source: Path) -> None:
+    found = nmke("doctor", source, "--json").json
+    assert found["schema"] == "nmke.doctor/1" and found["editable"]
+    assert found["layout"]["n_layers"] == 4 and found["layout"]["d_mlp"] == 64
+    assert found["statistics_missing"] == found["layers"]
+    assert "nmke" in found["methods"] and "entropy" in found["masks"]
+    assert "can be edited" in nmke("doctor", source).out
+    here = nmke("doctor", "--json").json
+    assert here["versions"]["nmke"] and "smollm2-135m" in here["builtin_models"]
+    assert "versions" in nmke("doctor").out
+
+
+def test_prepare_shows_the_cost_and_is_cached(
+    nmke: Nmke, source: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NMKE_CACHE", str(tmp_path / "cache"))
+    arguments = ("prepare", source, "--corpus", corpus, "--corpus-tokens", 300, "--layers", "1-2")
+    dry = nmke(*arguments, "--dry-run", "--json")
+    assert dry.json["missing"] == [1, 2] and "estimates" in dry.err
+    done = nmke(*arguments, "--json").json
+    assert done["gathered"] == [1, 2] and all(Path(file).is_file() for file in done["files"])
+    assert nmke(*arguments, "--json").json["gathered"] == []
+    assert "cached already" in nmke(*arguments).out
+
+    listed = nmke("cache", "ls", "--json").json["entries"]
+    assert len(listed) == 2 and "layer" in listed[0]["about"]
+    assert "stats/" in nmke("cache", "ls").out
+    assert nmke("cache", "verify").code == 0
+    Path(listed[0]["path"]).write_bytes(b"no")
+    assert nmke("cache", "verify").code == 7
+    assert nmke("cache", "rm", listed[0]["name"]).code == 2
+    assert nmke("cache", "rm", listed[0]["name"], "--yes").code == 0
+    assert nmke("cache", "rm", "nothing", "--yes").code == 3
+    assert nmke("cache", "rm", "--all", "--yes").code == 0
+    assert nmke("cache", "ls", "--json").json["entries"] == []
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "cache"])
+def test_every_verb_has_help(nmke: Nmke, verb: str) -> None:
+    done = nmke(verb, "--help")
+    assert done.code == 0 and "Usage: nmke " + verb in done.out
+
+
+def test_bare_nmke_shows_help(nmke: Nmke) -> None:
+    shown = nmke("--help")
+    assert shown.code == 0 and all(verb in shown.out for verb in VERBS)
+    assert nmke("--version").out.startswith("nmke ")
+
+
+def test_demo_facts_are_spread_over_relations() -> None:
+    chosen = choose_facts(12)
+    assert len(chosen) == 12 == len({request.relation for request in chosen})
+    assert all(request.paraphrases and request.neighborhood for request in chosen)
+    assert len(choose_facts(10_000)) == len({request.id for request in choose_facts(10_000)})

@@ -1,0 +1,112 @@
+"""Weights against their base: all layers or none, exact restores, a hash of what differs."""
+
+import pytest
+import torch
+from tests import runs
+from torch import Tensor
+
+from nmke.batch_file import Columns
+from nmke.errors import LedgerError, NumericsError
+from nmke.models.weights import DownProjection
+from nmke.types import LayerUpdate
+from nmke.weights_state import WeightsState
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def update(layer: int, scale: float = 1.0, columns: int = 64, seed: int = 0) -> LayerUpdate:
+    generator = torch.Generator().manual_seed(seed + layer)
+    right = torch.randn(2, 64, generator=generator)
+    right[:, columns:] = 0
+    return LayerUpdate(layer, scale * torch.randn(32, 2, generator=generator), right)
+
+
+def weight(state: WeightsState, layer: int) -> Tensor:
+    return DownProjection(state.model.layout.layers[layer].down_proj).read()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_columns_bring_back_every_bit(dtype):
+    state = WeightsState(runs.model(dtype))
+    as_loaded, base = runs.bits(state.model), state.content_hash()
+    first = state.apply([update(1, columns=7), update(2)])
+    between, middle = runs.bits(state.model), state.content_hash()
+    second = state.apply([update(1, seed=9)])
+    assert [c.index.tolist() for c in first.values()] == [list(range(7)), list(range(64))]
+    assert len({base, middle, state.content_hash()}) == 3
+    state.restore(second)
+    assert runs.bits(state.model) == between and state.content_hash() == middle
+    state.restore(first)
+    assert runs.bits(state.model) == as_loaded and state.content_hash() == base == state.base_hash()
+
+
+def test_one_layer_that_fails_restores_all():
+    state = WeightsState(runs.model())
+    as_loaded = runs.bits(state.model)
+    with pytest.raises(NumericsError, match="NaN or infinity"):
+        state.apply([update(1), update(2, scale=float("inf"))])
+    assert runs.bits(state.model) == as_loaded
+
+
+def test_what_changed_and_by_how_much():
+    state = WeightsState(runs.model())
+    assert state.changed() == [] and state.matrices() == {} and state.drift() == {}
+    state.apply([update(2, columns=5)])
+    (found,) = state.changed()
+    assert (found.layer, found.columns, found.of) == (2, 5, 64)
+    assert found.name == "model.layers.2.mlp.down_proj.weight" and list(state.matrices()) == [found.name]
+    base = state.model.unedited[2]
+    expected = (weight(state, 2) - base).norm() / base.norm()
+    assert state.drift() == {2: pytest.approx(float(expected))}
+
+
+def test_the_hash_depends_on_the_content_alone():
+    one, two = WeightsState(runs.model()), WeightsState(runs.model())
+    one.apply([update(1), update(2)])
+    two.apply([update(2)])
+    two.apply([update(1)])
+    assert one.content_hash() == two.content_hash()
+    assert WeightsState(runs.model(torch.bfloat16)).content_hash() != two.base_hash()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_base_swaps_and_comes_back_even_after_an_error(dtype):
+    state = WeightsState(runs.model(dtype))
+    as_loaded = runs.bits(state.model)
+    state.apply([update(1), update(2)])
+    edited = runs.bits(state.model)
+    with state.base():
+        assert runs.bits(state.model) == as_loaded
+        with state.base():
+            assert runs.bits(state.model) == as_loaded
+    with pytest.raises(KeyError), state.base():
+        raise KeyError
+    assert runs.bits(state.model) == edited
+
+
+def test_matrices_of_a_head_are_loaded_and_reset():
+    one, two = WeightsState(runs.model()), WeightsState(runs.model())
+    as_loaded = runs.bits(two.model)
+    one.apply([update(1), update(2, columns=3)])
+    two.load({name: matrix.clone() for name, matrix in one.matrices().items()})
+    assert two.content_hash() == one.content_hash() and runs.bits(two.model) == runs.bits(one.model)
+    two.reset()
+    assert runs.bits(two.model) == as_loaded
+
+
+@pytest.mark.parametrize(
+    "matrices",
+    [
+        {"model.layers.1.mlp.up_proj.weight": torch.zeros(32, 64)},
+        {"model.layers.1.mlp.down_proj.weight": torch.zeros(3, 4)},
+    ],
+)
+def test_a_head_of_another_model_is_refused(matrices):
+    with pytest.raises(LedgerError, match="is no down-projection of this model"):
+        WeightsState(runs.model()).load(matrices)
+
+
+def test_columns_of_another_type_are_refused():
+    state = WeightsState(runs.model())
+    with pytest.raises(NumericsError, match="exact restore needs the same type"):
+        state.restore({1: Columns(torch.tensor([0]), torch.zeros(32, 1, dtype=torch.bfloat16))})
