@@ -9,13 +9,12 @@ import os
 import random
 import signal
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests import runs, tiny
+from tests.killing import die_at, fork, killed
 
 from nmke import batch_file
 from nmke.errors import LedgerError, VerifyError
@@ -57,33 +56,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, folder: Path, store: Stat
 def begin(source: Path | EditableModel, run: Path, store: StatsStore) -> EditSession:
     given = source if isinstance(source, EditableModel) else str(source)
     return EditSession.open(given, run, config=runs.config(**SETTINGS), store=store)
-
-
-def fork(work: Callable[[int], object]) -> tuple[int, int]:
-    """Run `work` in a process of its own; it gets a pipe's writing end. Returns its pid and the reading end."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on: pytest-xdist has threads
-        pid = os.fork()
-    if pid:
-        os.close(writing)
-        return pid, reading
-    code = 1
-    try:
-        work(writing)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def killed(pid: int, reading: int) -> bool:
-    """Wait for the process; whether a signal ended it."""
-    _, status = os.waitpid(pid, 0)
-    os.close(reading)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
 
 
 def edit_in_child(folder: Path, run: Path, store: StatsStore) -> Callable[[int], None]:
@@ -160,62 +132,6 @@ def test_many_random_kills_leave_batch_boundaries(seed, folder, base, store, unb
 
 
 # ---------------------------------------------------------------- killed at chosen writes
-
-
-def killer(point: int) -> Callable[..., None]:
-    """Kills this process at its n-th call."""
-    count = 0
-
-    def call() -> None:
-        nonlocal count
-        count += 1
-        if count == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return call
-
-
-def die_at(point: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL around the n-th of: every file written, synced, renamed and removed, every statement of the ledger."""
-    strike = killer(point)
-
-    def around(owner: object, name: str) -> None:
-        plain = getattr(owner, name)
-
-        def struck(*arguments: object, **more: object) -> object:
-            strike()
-            result = plain(*arguments, **more)
-            strike()
-            return result
-
-        monkeypatch.setattr(owner, name, struck)
-
-    around(batch_file, "save_file")
-    around(os, "fsync")
-    around(Path, "replace")
-    around(Path, "unlink")
-    append = Ledger.append
-
-    class Statements:
-        def __init__(self, db: object) -> None:
-            self._db = db
-
-        def execute(self, *arguments: object) -> object:
-            strike()
-            return self._db.execute(*arguments)
-
-        def __getattr__(self, name: str) -> object:
-            strike()
-            return getattr(self._db, name)
-
-    def appended(self: Ledger, *arguments: object, **more: object) -> object:
-        plain, self._db = self._db, Statements(self._db)
-        try:
-            return append(self, *arguments, **more)
-        finally:
-            self._db = plain
-
-    monkeypatch.setattr(Ledger, "append", appended)
 
 
 def die_while_saving(point: int, base, store, unbroken, tmp_path, monkeypatch) -> bool:

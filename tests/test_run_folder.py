@@ -1,9 +1,11 @@
 """The folder of a run: begun whole or not at all, one writer, nothing lost and nothing left behind."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from tests import runs
 
 from nmke.errors import LedgerError, RequestError, VerifyError
@@ -88,9 +90,9 @@ def test_leftovers_go_and_named_files_stay(tmp_path):
 
 def test_the_lock_is_held_once_and_freed(tmp_path):
     folder = create(tmp_path / "run")
-    with folder.locked(), pytest.raises(LedgerError, match=r"is being written by process \d+"):  # noqa: SIM117
-        with folder.locked():
-            pass
+    held = rf"is being written by process {os.getpid()}"
+    with folder.locked(), pytest.raises(LedgerError, match=held), folder.locked():
+        pass
     with folder.locked():
         pass
 
@@ -145,9 +147,11 @@ def test_a_changed_byte_in_any_file_shows(finished, number, where):
         at = content.rindex(b"0.1")  # inside a value: a manifest that cannot be read is refused before
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     try:
-        with pytest.raises(VerifyError, match=r"changed|content hash") as found:
-            with runs.open_run(finished) as session:
-                session.verify()
+        with (
+            pytest.raises(VerifyError, match=r"changed|content hash") as found,
+            runs.open_run(finished) as session,
+        ):
+            session.verify()
         assert found.value.exit_code == 7
     finally:
         path.write_bytes(content)
@@ -170,26 +174,18 @@ def test_a_missing_file_shows(finished):
 
 
 def test_other_weights_are_refused(finished):
-    import torch
-
     with pytest.raises(LedgerError, match=r"edits weights .*; give the original base model"):
         runs.open_run(finished, runs.model(torch.bfloat16))
 
 
 def test_weights_changed_outside_the_session_show(finished):
     with runs.open_run(finished) as session:
-        projection = session.weights.projection(1)
-        column = projection.columns(_first())
-        projection.restore(_first(), column * 2)
+        first, projection = torch.tensor([0]), session.weights.projection(1)
+        column = projection.columns(first)
+        projection.restore(first, column * 2)
         with pytest.raises(VerifyError, match="the ledger says"):
             session.verify()
         with pytest.raises(LedgerError, match="changed outside the session"):
             session.undo()
-        projection.restore(_first(), column)
+        projection.restore(first, column)
         session.verify()
-
-
-def _first():
-    import torch
-
-    return torch.tensor([0])

@@ -61,6 +61,11 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
         raise ConfigError(
             f"layers {list(layers)} asked; this model can edit 0 to {limit - 2}, ascending and each once"
         )
+    if filled.ratio is not None and filled.mask != "random":
+        raise ConfigError(
+            f"ratio {filled.ratio} goes with mask 'random', {filled.mask!r} asked; the other masks' ratios come from "
+            "entropy: drop `ratio` or choose mask 'random'"
+        )
     if method.max_layers is not None and len(layers) > method.max_layers:
         raise ConfigError(
             f"method {config.method!r} edits {method.max_layers} layer, {len(layers)} asked; give one"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Nmke
 
+from nmke.cli.console import say
 from nmke.cli.demo import choose_facts
 from nmke.cli.main import VERBS
 
@@ -63,3 +64,8 @@ def test_demo_facts_are_spread_over_relations() -> None:
     assert len(chosen) == 12 == len({request.relation for request in chosen})
     assert all(request.paraphrases and request.neighborhood for request in chosen)
     assert len(choose_facts(10_000)) == len({request.id for request in choose_facts(10_000)})
+
+
+def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\x1b[31m\x00b\tc 東京")
+    assert capsys.readouterr().out == "a\ufffd[31m\ufffdb c 東京\n"

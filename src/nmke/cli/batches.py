@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from nmke.cli.console import Display, note, progress
+from nmke.cli.console import Display, is_lively, note, progress
 from nmke.cli.probes import Answer, Probe, answers, choose_probes
 from nmke.cli.scoring import base_outputs, score_session
 from nmke.errors import HealthError
+from nmke.progress import quiet
 
 if TYPE_CHECKING:
     from nmke.evaluation.score_table import ScoreTable
@@ -125,7 +126,8 @@ def _edit_batches(
     session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, shown: Display
 ) -> None:
     total = -(-len(requests) // session.config.batch_size)
-    with _interrupts() as stop, shown.task("batches", total=total) as task:
+    outer = shown if is_lively() else quiet  # plain lines have one line per batch anyway
+    with _interrupts() as stop, outer.task("batches", total=total) as task:
         try:
             for report in session.edit_many(requests, stop=stop, progress=shown):
                 outcome.reports.append(report)

@@ -39,7 +39,7 @@ def stderr() -> Console:
 
 def note(message: str, style: str = "dim") -> None:
     """One line on stderr."""
-    stderr().print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+    stderr().print(printable(message), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
@@ -49,7 +49,7 @@ def warn(message: str) -> None:
 
 def say(message: str = "", style: str | None = None) -> None:
     """One line of result on stdout."""
-    stdout().print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+    stdout().print(printable(message), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def fact(label: str, text: str) -> None:
@@ -58,7 +58,11 @@ def fact(label: str, text: str) -> None:
 
     console = stdout()
     room = max(20, console.width - LABEL_WIDTH)
-    lines = [piece for line in text.split("\n") for piece in textwrap.wrap(line, room, **WRAPPING) or [""]]
+    lines = [
+        piece
+        for line in printable(text).split("\n")
+        for piece in textwrap.wrap(line, room, **WRAPPING) or [""]
+    ]
     for number, line in enumerate(lines):
         head = Text(f"{label if number == 0 else '':<{LABEL_WIDTH}}", style="bold cyan")
         console.print(head.append(line, style="not bold default"), soft_wrap=True)
@@ -81,8 +85,13 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
             name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right
         )
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which a model or a file could steer the terminal with."""
+    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -148,7 +157,7 @@ class Bars:
     def line(self, text: str) -> None:
         """A line that stays, above the bars."""
         (self._shown.console if self._shown else stderr()).print(
-            text, markup=False, highlight=False, soft_wrap=True
+            printable(text), markup=False, highlight=False, soft_wrap=True
         )
 
 

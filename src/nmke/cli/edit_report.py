@@ -92,7 +92,8 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
     note = "drift: ‖ΔW‖/‖W‖ against the base"
     fact("", note + ("; neurons and entropies: of the last batch" if masks else ""))
     names = [c.name for c in changes]
-    fact("changed", f"{len(names)} tensors: {names[0]}{f' … {names[-1]}' if len(names) > 1 else ''}")
+    count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+    fact("changed", f"{count}: {names[0]}{f' … {names[-1]}' if len(names) > 1 else ''}")
 
 
 def last_health(outcome: Outcome) -> HealthReport | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nmke.cli.console import fact, print_json, working
 from nmke.cli.opening import open_run, run_folder
+
+if TYPE_CHECKING:
+    from nmke.export.base import ExportReport
 
 
 def export(
@@ -32,13 +35,15 @@ def export(
         print_json({"schema": "nmke.export/1", "run": run, **content})
         return
     fact("exported", f"{report.path} ({report.format}, {report.bytes / 1e6:.0f} MB)")
-    fact(
-        "checked",
-        f"loaded back; logits on {report.prompts} prompts differ by at most {report.largest_difference:.1g} "
-        f"({report.tolerance:g} allowed)",
-    )
-    for note in report.notes:
-        fact("note", note)
+    fact("checked", f"loaded back; {agreement(report)}")
     for remark in report.notes:
         fact("note", remark)
     fact("load it", report.load)
+
+
+def agreement(report: ExportReport) -> str:
+    """How well the export's logits agree with the run's, in words."""
+    prompts = f"logits on {report.prompts} prompts"
+    if report.largest_difference == 0:
+        return f"{prompts} are equal"
+    return f"{prompts} differ by at most {report.largest_difference:.1g} ({report.tolerance:g} allowed)"

@@ -16,7 +16,7 @@ import typer
 
 import nmke
 from nmke.cli import apply, ask, cache, demo, doctor, edit, evaluate, export, history, prepare, undo, verify
-from nmke.cli.console import note, stderr
+from nmke.cli.console import note, printable, stderr
 from nmke.errors import NmkeError
 
 INTERRUPTED = 130
@@ -137,7 +137,7 @@ def _usage(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     stderr().print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
     return code
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nmke.cli.console import warn, working
+from nmke.cli.console import note, working
 from nmke.errors import ConfigError, NmkeError, RequestError
 
 if TYPE_CHECKING:
@@ -234,13 +234,12 @@ def read_file(facts: Path, limit: int | None = None) -> list[EditRequest]:
     Raises:
         RequestError: If it is missing or malformed; names line and field.
     """
-    from nmke.cli.console import note
     from nmke.facts import read_facts
 
     read = read_facts(facts, limit=limit)
     note(f"{facts}: {len(read.requests)} facts, read as {read.shape!r} ({read.format})")
     for remark in read.notes:
-        warn(remark)
+        note(f"note: {remark}")
     return list(read.requests)
 
 

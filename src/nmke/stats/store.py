@@ -27,7 +27,7 @@ from nmke.models.replay import in_rows
 from nmke.models.tokens import TokenBatch, pad_batch
 from nmke.models.tracing import record_inputs, stop_after
 from nmke.progress import Progress, quiet
-from nmke.stats.corpus import SELF_WRITTEN, WINDOW, Corpus, read_corpus, self_written
+from nmke.stats.corpus import SELF_WRITTEN, WINDOW, Corpus, openers, read_corpus, self_written
 from nmke.stats.covariance import KeyCovariance
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,10 @@ class CorpusSpec:
     @property
     def label(self) -> str:
         """What identifies the text itself: its content for a file, its recipe when the model writes it."""
-        if self.source == SELF_WRITTEN or not Path(self.source).is_file():
+        if self.source == SELF_WRITTEN:
+            recipe = hashlib.sha256("\n".join(openers()).encode()).hexdigest()[:12]
+            return f"{self.source}:{self.seed}:{recipe}"
+        if not Path(self.source).is_file():
             return f"{self.source}:{self.seed}"
         return hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
 
@@ -129,7 +132,7 @@ class StatsStore:
         if spec.source != SELF_WRITTEN:
             return read_corpus(spec.source, limit_characters=spec.tokens * 8)
         name = hashlib.sha256(
-            f"{model.fingerprint}:{model.dtype}:{spec.tokens}:{spec.seed}".encode()
+            f"{model.fingerprint}:{model.dtype}:{spec.tokens}:{spec.label}".encode()
         ).hexdigest()
         path = self.root / f"corpus-{name[:24]}.json"
         if path.exists():
