@@ -36,7 +36,7 @@ from nmke.types import EditRequest
 
 BATCH = 10
 POINTS = (10, 100, 1000, 2000, 5000, 10_000, 20_000)
-WINDOW = 20  # batches whose median stands for a point
+WINDOW = 10  # batches whose median stands for a point
 TARGET = 1.25  # cost at edit 2000 over cost at edit 10
 SETTINGS: dict[str, Any] = {
     "method": "memit-memory",

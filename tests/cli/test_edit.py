@@ -117,23 +117,27 @@ def test_text_report_names_run_and_undo(nmke: Nmke, source: Path, settings: list
 def test_a_target_that_the_model_says_already_is_skipped(
     nmke: Nmke, source: Path, settings: list[str]
 ) -> None:
-    subject, said = _known_answer(load_model(str(source)))
-    arguments = ("-p", f"The capital of {{{subject}}} is", "-t", said, "-o", "run", "--json")
+    prompt, said = _known_answer(load_model(str(source)))
+    arguments = ("-p", prompt, "-t", said, "-o", "run", "--json")
     done = nmke("edit", source, *arguments, *settings)
     assert done.code == 0, done.err
     assert done.json["n_known"] == 1 and done.json["changed_tensors"] == []
 
 
 def _known_answer(model: EditableModel) -> tuple[str, str]:
-    """A subject, and what the model answers to it in a way that its tokenizer reads back."""
-    for subject in (
-        first + second for first in "BDFGKLMNPRST" for second in ("ana", "omi", "erk", "ulo", "ia")
-    ):
-        prompt = f"The capital of {subject} is"
-        said = model.generate([prompt], 1)[0].strip()
-        if said and predictions(model, [(prompt, said)])[0].accuracy == 1.0:
-            return subject, said
-    pytest.skip("this tiny model says nothing that its tokenizer reads back")
+    """A prompt with its subject marked, and what the model says there in a way that its tokenizer reads back."""
+    subjects = [first + second for first in "BDFGKLMNPRST" for second in ("ana", "omi", "erk", "ulo", "ia")]
+    for template in ("In {} the train", "{} is late", "The {} spoke", "You and {} walked to the old"):
+        for subject in subjects:
+            prompt = template.replace("{}", subject)
+            said = model.generate([prompt], 1)[0]
+            if said.startswith(" ") and said.strip() and _accuracy(model, prompt, said.strip()) == 1.0:
+                return template.replace("{}", f"{{{subject}}}"), said.strip()
+    raise AssertionError("this tiny model says nothing that its tokenizer reads back; add templates")
+
+
+def _accuracy(model: EditableModel, prompt: str, target: str) -> float:
+    return predictions(model, [(prompt, target)])[0].accuracy
 
 
 def test_strict_exits_6_and_keeps_the_run(nmke: Nmke, source: Path, facts: Path, settings: list[str]) -> None:
