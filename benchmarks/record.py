@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from nmke.session import versions
 
 RESULTS = Path(__file__).parent / "results"

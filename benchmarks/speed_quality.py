@@ -3,7 +3,7 @@
 Runs the command line itself, one process per method, so that seconds and peak memory are those of a user:
 smollm2-135m, layers 4-8, at most 25 steps, the first 50 records of counterfact_full500 (two true paraphrases
 and ten neighbours each). Settings were tuned on records 100-129. Controls: no mask (alphaedit, memit-memory),
-a random mask of equal size, NMKE as published.
+a random mask of equal size, the paper's scores in our placement, NMKE as published.
 
     python benchmarks/speed_quality.py [--limit 50] [--only NAME ...]
 """
@@ -25,6 +25,14 @@ RUNS: dict[str, list[str]] = {
     "alphaedit": ["--method", "alphaedit"],
     "nmke": ["--method", "nmke"],
     "nmke, random mask of equal size": ["--method", "nmke", "--mask", "random"],
+    "nmke, log-probability scores at the last token": [
+        "--method",
+        "nmke",
+        "--attribution",
+        "lps",
+        "--attribution-token",
+        "last",
+    ],
     "nmke-published": ["--method", "nmke-published"],
     "memit-memory": ["--method", "memit-memory"],
 }

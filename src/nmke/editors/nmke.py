@@ -1,11 +1,13 @@
 """NMKE: neuron-specific masked knowledge editing.
 
 Source: Liu et al. 2025, arXiv:2510.22139. The mask comes from attribution (see `nmke.masking`); this file
-composes it with a solver. `nmke` solves on the selected neurons alone (in-solve placement, METHOD of this
-project: the residual is met as well as the selected columns allow); `nmke-published` zeroes the other rows of
-AlphaEdit's solution, as the paper does.
-Differs (`nmke`): mask inside the solve; ties in the general ranking broken by the mean score; scores at the
-last real token. `nmke-published` keeps the paper's formulas and constants at the last real token.
+composes it with a solver. `nmke` solves on the selected neurons alone (in-solve placement: the residual is met
+as well as the selected columns allow); `nmke-published` zeroes the other rows of AlphaEdit's solution, as the
+paper does.
+Differs (`nmke`): mask inside the solve; ties in the general ranking broken by the mean score; neurons scored by
+their coefficient (the paper's MPC) at the subject's last token, where the key is written: on the default model a
+mask by log-probability increase at the prompt's last token does no better than a random one of equal size.
+`nmke-published` keeps the paper's scores, formulas and constants, read at the last real token.
 """
 
 from __future__ import annotations
@@ -37,7 +39,14 @@ methods.register(
     "nmke",
     Method(
         Nmke(),
-        defaults={"mask": "entropy", "placement": "in-solve", "covariance_weight": 1_000.0, "l2": 1.0},
+        defaults={
+            "mask": "entropy",
+            "placement": "in-solve",
+            "attribution": "mpc",
+            "attribution_token": "subject",
+            "covariance_weight": 1_000.0,
+            "l2": 1.0,
+        },
     ),
     source="arXiv:2510.22139",
     summary="attributed neurons only, solved on those neurons",

@@ -29,7 +29,7 @@ from nmke.export.base import (
 from nmke.export.card import write_card
 from nmke.export.changes import Change, changes, logits_apart
 from nmke.export.gguf_file import dequantised, differing, open_gguf, write_patched
-from nmke.models.builtin import BUILTIN_MODELS, _join_wheels
+from nmke.models.builtin import BUILTIN_MODELS, join_wheels
 from nmke.models.load import EditableModel, load_model
 from nmke.session import EditSession
 
@@ -104,7 +104,7 @@ def _original(model: EditableModel) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="nmke-gguf-") as scratch:
         file = Path(scratch) / f"{model.source}.gguf"
-        _join_wheels(BUILTIN_MODELS[model.source], Path(scratch), file)
+        join_wheels(BUILTIN_MODELS[model.source], Path(scratch), file)
         yield file
 
 

