@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, print_json, working
 
 
@@ -15,9 +16,9 @@ def apply(
     base: Annotated[str, typer.Argument(help="Its base: built-in name, folder, GGUF file or hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model folder to make.")],
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    revision: options.Revision = None,
 ) -> None:
     """Write the edited model: base weights checked first, the result equal to the exported run bit for bit."""
     from nmke.export.applied import apply_to_folder

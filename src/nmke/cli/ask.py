@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, note, print_json, say
 from nmke.cli.opening import open_run, run_folder
 from nmke.errors import RequestError
@@ -31,13 +32,13 @@ GREEDY: dict[str, Any] = {
 
 
 def ask(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: options.Run,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say to the model.")],
     compare: Annotated[bool, typer.Option("--compare", help="Show the unedited model's answer too.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text, without the chat template.")] = False,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longest answer.")] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    as_json: options.Json = False,
+    device: options.Device = "auto",
 ) -> None:
     """Ask the edited model one thing; greedy."""
     with closing(open_run(run_folder(run), device)) as session:
@@ -56,12 +57,12 @@ def ask(
 
 
 def chat(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: options.Run,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the unedited model's answers too.")
     ] = False,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longest answer.")] = 128,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Chat with the edited model; greedy. Without a chat template it continues each line on its own."""
     with closing(open_run(run_folder(run), device)) as session:

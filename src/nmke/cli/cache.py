@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, print_json, table
 from nmke.errors import ConfigError, RequestError, VerifyError
 
@@ -38,7 +39,7 @@ class Kept:
 
 @app.command("ls")
 def ls(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """List what is kept, with sizes."""
     from nmke.models.cache import cache_dir
@@ -60,7 +61,7 @@ def rm(
         list[str] | None, typer.Argument(help="Names as `ls` shows them, or beginnings.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    yes: options.Yes = False,
 ) -> None:
     """Remove entries; they are made again when needed."""
     if bool(names) == everything:

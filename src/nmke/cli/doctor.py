@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, print_json, say, working
 from nmke.cli.opening import Loading, load
 
@@ -18,12 +19,10 @@ def doctor(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Model to look at; none: this installation itself.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Type of the weights: float32, bfloat16, auto.", envvar="NMKE_DTYPE")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: options.Json = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
 ) -> None:
     """Say whether a model can be edited: layers, type, memory, time, what is cached. Changes nothing."""
     if model is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.batches import Outcome, edit_all
 from nmke.cli.console import print_json
 from nmke.cli.edit_report import edit_json, print_edit
@@ -25,12 +26,7 @@ INTERRUPTED = 130
 
 @takes_settings()
 def edit(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="Model (built-in name, folder, GGUF file, hub id) or run folder."
-        ),
-    ],
+    source: options.Source,
     prompt: Annotated[
         str | None,
         typer.Option("-p", "--prompt", help="Prompt with its subject marked: 'The capital of {France} is'."),
@@ -42,8 +38,8 @@ def edit(
     facts: Annotated[
         Path | None, typer.Option("-f", "--facts", help="File of facts: JSONL, JSON or CSV, gzip or not.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file of settings.")] = None,
+    limit: options.Limit = None,
+    config: options.Config = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Run folder to make (default nmke-run-MODEL-TIME).")
     ] = None,
@@ -51,14 +47,12 @@ def edit(
         bool, typer.Option("--resume", help="Go on with an existing run; facts it holds are skipped.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Delete the run at --output first.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: options.Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 6 when an edit does not take.")] = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not score the facts afterwards.")] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Type of the weights: float32, bfloat16, auto.", envvar="NMKE_DTYPE")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
     settings: dict[str, Any] = {},  # noqa: B006 - filled by takes_settings, never changed
 ) -> None:
     """Edit facts; the source model is only read, everything goes to a run folder.
@@ -74,6 +68,11 @@ def edit(
         if outcome.reports:
             save_recipe(session, given)
         _show(session, requests, outcome, as_json=as_json)
+    _leave(outcome, strict=strict)
+
+
+def _leave(outcome: Outcome, *, strict: bool) -> None:
+    """End with the exit code that the outcome calls for."""
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
     if outcome.collapsed is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, note, print_json
 from nmke.cli.opening import Loading, check_requests, is_run, load, open_run, read_file
 from nmke.cli.scoring import facts_label, print_scores, score_session
@@ -32,10 +33,10 @@ def evaluate(
         str,
         typer.Option("--protocol", help="teacher_forced, likelihood, generation, several with commas, all."),
     ] = "teacher_forced",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    dtype: Annotated[str, typer.Option(help="Of a plain model's weights.", envvar="NMKE_DTYPE")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
 ) -> None:
     """Score facts under named protocols; locality is measured against the unedited model."""
     protocols = read_protocols(protocol)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, print_json, working
 from nmke.cli.opening import open_run, run_folder
 
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: options.Run,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder or file to make.")],
     to: Annotated[str, typer.Option("--to", help="Format: hf, delta, lora, gguf.")] = "hf",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    as_json: options.Json = False,
+    device: options.Device = "auto",
 ) -> None:
     """Write the edited model, load it back, compare its logits with the run's, and only then say done."""
     root = run_folder(run)

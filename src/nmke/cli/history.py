@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from nmke.cli import options
 from nmke.cli.console import fact, print_json, say, table
 from nmke.cli.opening import run_folder
 from nmke.cli.probes import short
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def log(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    run: options.Run,
+    as_json: options.Json = False,
 ) -> None:
     """List the edits of a run, oldest first, and the content hash of its head."""
     base, events, active = read_history(run)
@@ -48,9 +47,9 @@ def log(
 
 
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
-    edit_id: Annotated[str, typer.Argument(metavar="ID", help="Edit, or a unique beginning of its id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    run: options.Run,
+    edit_id: options.EditId,
+    as_json: options.Json = False,
 ) -> None:
     """Show one edit: request, result, settings, hashes."""
     _, events, active = read_history(run)

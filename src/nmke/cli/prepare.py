@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, note, print_json, progress
 from nmke.cli.estimates import duration, prepare_cost, tokens_per_second
 from nmke.cli.opening import Loading, load
@@ -19,14 +20,12 @@ def prepare(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Built-in name, folder, GGUF file or hub id.")
     ],
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file of settings.")] = None,
+    config: options.Config = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cost and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Type of the weights: float32, bfloat16, auto.", envvar="NMKE_DTYPE")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: options.Json = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
     settings: dict[str, Any] = {},  # noqa: B006 - filled by takes_settings, never changed
 ) -> None:
     """Gather key statistics once per model; resumes where it was stopped, uses little memory, needs no data."""
@@ -43,14 +42,13 @@ def prepare(
     cost = prepare_cost(loaded, missing, chosen, tokens_per_second(loaded))
     if missing:
         note(
-            f"layers {', '.join(map(str, missing))}: about {duration(cost.seconds)}, {cost.memory_mb:.0f} MB of "
+            f"layers {_listed(missing)}: about {duration(cost.seconds)}, {cost.memory_mb:.0f} MB of "
             f"memory, {cost.disk_mb:.0f} MB on disk (estimates); Ctrl-C is safe"
         )
     begun = time.perf_counter()
     if missing and not dry_run:
         store.prepare(loaded, missing, spec, progress())
     took = time.perf_counter() - begun
-    files = [str(store.path(key)) for key in store.keys_for(loaded, layers, spec).values()]
     if as_json:
         content = {
             "schema": "nmke.prepare/1",
@@ -61,10 +59,14 @@ def prepare(
             "corpus": {"source": chosen.corpus, "tokens": chosen.corpus_tokens},
             "estimate": vars(cost),
             "seconds": took,
-            "files": files,
+            "files": [str(store.path(key)) for key in store.keys_for(loaded, layers, spec).values()],
         }
         print_json(content)
     elif not missing:
-        fact("prepared", f"layers {', '.join(map(str, layers))} were cached already in {store.root}")
+        fact("prepared", f"layers {_listed(layers)} were cached already in {store.root}")
     elif not dry_run:
-        fact("prepared", f"layers {', '.join(map(str, missing))} in {duration(took)}, kept in {store.root}")
+        fact("prepared", f"layers {_listed(missing)} in {duration(took)}, kept in {store.root}")
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
+from nmke.cli import options
 from nmke.cli.console import fact, print_json, progress
 from nmke.cli.opening import open_run, run_folder
 from nmke.errors import ConfigError
 
 
 def undo(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: options.Run,
     n: Annotated[int, typer.Option("-n", "--batches", min=1, help="How many batches, newest first.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    as_json: options.Json = False,
+    device: options.Device = "auto",
 ) -> None:
     """Take back the last batches, bit for bit; the record keeps them."""
     with closing(open_run(run_folder(run), device)) as session:
@@ -42,11 +43,11 @@ def undo(
 
 
 def revert(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
-    edit_id: Annotated[str, typer.Argument(metavar="ID", help="Edit, or a unique beginning of its id.")],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    run: options.Run,
+    edit_id: options.EditId,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
 ) -> None:
     """Take back one edit wherever it stands: restore to before it, then edit what came with it or later again."""
     with closing(open_run(run_folder(run), device)) as session:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Annotated
 
-import typer
-
+from nmke.cli import options
 from nmke.cli.console import fact, print_json, working
 from nmke.cli.opening import open_run, run_folder
 from nmke.errors import LedgerError, VerifyError
 
 
 def verify(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")] = "auto",
+    run: options.Run,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
 ) -> None:
     """Recompute every hash: record, files, and the model as loaded from the run; exit 7 on any mismatch."""
     root = run_folder(run)

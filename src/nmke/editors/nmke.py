@@ -44,7 +44,7 @@ methods.register(
             "placement": "in-solve",
             "attribution": "mpc",
             "attribution_token": "subject",
-            "covariance_weight": 1_000.0,
+            "covariance_weight": 300.0,
             "l2": 1.0,
         },
     ),
