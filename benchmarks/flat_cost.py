@@ -6,21 +6,18 @@ grow, that is the session, the ledger, the key memory and the files. A busy mach
 at another, so after every batch a fixed piece of work is timed too (forward passes of the same model); the
 cost that is compared is the batch's CPU time in units of that work's. Plain seconds are recorded beside it.
 
-    python benchmarks/flat_cost.py [--edits 20000] [--output benchmarks/results/flat_cost.json]
+    python benchmarks/flat_cost.py [--edits 20000]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +25,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nmke.batches import versions
 from nmke.config import EditConfig
 from nmke.models.load import EditableModel
 from nmke.session import EditSession
 from nmke.stats.store import StatsStore
 from nmke.types import EditRequest
+from record import write_record
 
 BATCH = 10
 POINTS = (10, 100, 1000, 2000, 5000, 10_000, 20_000)
@@ -192,14 +189,9 @@ def run(edits: int) -> dict[str, Any]:
         files = {"ledger": size(root / "ledger.sqlite"), "run_folder": size(root)}
     ratios = {str(int(p["edit"])): round(p["cost"] / points[0]["cost"], 3) for p in points}
     return {
-        "schema": "nmke.flat_cost/1",
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "edits": edits,
         "batch_size": BATCH,
         "settings": SETTINGS,
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": versions(),
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "window_batches": WINDOW,
         "points": points,
@@ -217,13 +209,10 @@ def main() -> None:
     """Run it and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edits", type=int, default=20_000)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "flat_cost.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    record = run(given.edits)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=2))
+    path = write_record("flat_cost", run(given.edits))
+    print(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -329,6 +329,8 @@ class EditSession:
     def _finish_replay(self, progress: Progress) -> list[BatchReport]:
         """Edit again what a revert took back with its edit; health is recorded, its limits stop nothing."""
         past = unfinished(self.ledger)
+        if not past:
+            return []
         reports = []
         with progress.task("editing the rest again", total=len(past)) as task:
             for batch in past:
