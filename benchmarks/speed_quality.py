@@ -5,7 +5,7 @@ smollm2-135m, layers 4-8, at most 25 steps, the first 50 records of counterfact_
 and ten neighbours each). Settings were tuned on records 100-129. Controls: no mask (alphaedit, memit-memory),
 a random mask of equal size, the paper's scores in our placement, NMKE as published.
 
-    python benchmarks/speed_quality.py [--limit 50] [--only NAME ...]
+    python benchmarks/speed_quality.py [--limit 50] [--only NAME ...] [--keep]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nmke.facts import data_path
-from record import RESULTS, write_record
+from record import RESULTS, machine, write_record
 
 RUNS: dict[str, list[str]] = {
     "alphaedit": ["--method", "alphaedit"],
@@ -92,14 +92,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--only", nargs="*", default=list(RUNS))
+    parser.add_argument("--keep", action="store_true", help="keep the record's other methods")
     asked = parser.parse_args()
     facts = data_path("counterfact_full500.jsonl")
     if facts is None:
         sys.exit("counterfact_full500.jsonl not found; point NMKE_DATA at a folder that holds it")
-    cells = {}
+    written = RESULTS / "speed_quality.json"
+    cells = (
+        json.loads(written.read_text(encoding="utf-8"))["cells"] if written.exists() and asked.keep else {}
+    )
     for name in asked.only:
         with tempfile.TemporaryDirectory() as folder:
-            cells[name] = run(facts, asked.limit, RUNS[name], Path(folder) / "run")
+            cells[name] = {**run(facts, asked.limit, RUNS[name], Path(folder) / "run"), "machine": machine()}
         scores = cells[name]["scores"]["teacher_forced"]
         print(
             f"{name:34s} Rel {scores['reliability']:.3f} Gen {scores['generalization']:.3f} "

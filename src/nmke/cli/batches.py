@@ -98,7 +98,7 @@ def edit_all(
         base_outputs(session, requests)
         outcome.probes = choose_probes(new or requests)
         outcome.before = answers(session.model, outcome.probes)
-    _edit_batches(session, new, outcome, shown)
+    _edit_batches(session, new, outcome, shown, resume=resume)
     if evaluate and not outcome.interrupted:
         outcome.after = answers(session.model, outcome.probes)
         outcome.scores = score_session(session, requests)
@@ -123,13 +123,18 @@ def prepare_session(session: EditSession, shown: Display) -> float:
 
 
 def _edit_batches(
-    session: EditSession, requests: Sequence[EditRequest], outcome: Outcome, shown: Display
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    outcome: Outcome,
+    shown: Display,
+    *,
+    resume: bool,
 ) -> None:
     total = -(-len(requests) // session.config.batch_size)
     outer = shown if is_lively() else quiet  # plain lines have one line per batch anyway
     with _interrupts() as stop, outer.task("batches", total=total) as task:
         try:
-            for report in session.edit_many(requests, stop=stop, progress=shown):
+            for report in session.edit_many(requests, resume=resume, stop=stop, progress=shown):
                 outcome.reports.append(report)
                 task.advance()
                 shown.line(_batch_line(report, len(outcome.reports), total))
