@@ -74,7 +74,7 @@ def run(facts: Path, limit: int, flags: list[str], folder: Path) -> dict[str, An
         *flags,
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads(done.stdout)
     masks = mask_shares(folder)
     return {**{name: result[name] for name in KEPT if name in result}, "neurons_kept": masks}
 

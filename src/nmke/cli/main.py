@@ -15,7 +15,22 @@ from typing import Annotated
 import typer
 
 import nmke
-from nmke.cli import apply, ask, cache, demo, doctor, edit, evaluate, export, history, prepare, undo, verify
+from nmke.cli import (
+    apply,
+    ask,
+    cache,
+    demo,
+    diff,
+    doctor,
+    edit,
+    evaluate,
+    export,
+    history,
+    prepare,
+    retry,
+    undo,
+    verify,
+)
 from nmke.cli.console import note, printable, stderr
 from nmke.errors import NmkeError
 
@@ -64,6 +79,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "show": history.show,
     "undo": undo.undo,
     "revert": undo.revert,
+    "retry": retry.retry,
+    "diff": diff.diff,
     "verify": verify.verify,
     "ask": ask.ask,
     "chat": ask.chat,
@@ -94,6 +111,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # Threads that wait by spinning make torch tens of times slower once other programs want the cores (measured:
+    # 6 forwards of the default model took over 60 s beside one busy process, 6 s with this); read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _quiet_third_parties():
         try:
             code = app(words, prog_name="nmke", standalone_mode=False)

@@ -13,14 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.errors import ExportError, NumericsError
+from nmke.evaluation.target_scores import predictions
 from nmke.models.cache import atomic_directory
 from nmke.models.load import EditableModel
 from nmke.models.tokens import pad_batch
 from nmke.registry import Registry
 from nmke.session import EditSession
+from nmke.types import EditRequest
 
 CHECK_PROMPTS = ("The quick brown fox jumps over", "In 1969, the first people on the moon were")
 MOST_CHECKED = 8
+MOST_SCORED = 100  # edits scored again on what was written
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,45 @@ def largest_difference(first: EditableModel, second: EditableModel, prompts: Seq
     """Largest absolute difference of the two models' logits over all prompts and tokens."""
     pairs = zip(last_logits(first, prompts), last_logits(second, prompts), strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def answered(model: EditableModel, requests: Sequence[EditRequest]) -> set[str]:
+    """Ids of the edits whose new answer the model gives, token by token."""
+    scores = predictions(model, [(request.text, request.target_new) for request in requests])
+    return {request.id for request, score in zip(requests, scores, strict=True) if score.accuracy == 1.0}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The newest edits (100 at most), and which of them a session's model answers."""
+
+    requests: list[EditRequest]
+    given: set[str]
+
+    @classmethod
+    def by(cls, session: EditSession) -> Answers:
+        """Score the session's model as it is now."""
+        requests = session.active_requests()[-MOST_SCORED:]
+        return cls(requests, answered(session.model, requests) if requests else set())
+
+    def rescored(self, reloaded: EditableModel) -> str:
+        """Score the same edits on an export as loaded back.
+
+        Returns:
+            A sentence with the counts.
+
+        Raises:
+            ExportError: If an edit that the session's model answers is not answered by the export.
+        """
+        if not self.requests:
+            return "the run holds no edit to score"
+        lost = sorted(self.given - answered(reloaded, self.requests))
+        if lost:
+            raise ExportError(
+                f"{len(lost)} of {len(self.given)} edits (first: {lost[0]!r}) are lost in the export as loaded back; "
+                "nothing was exported: run `nmke verify`, then try again"
+            )
+        return f"{len(self.given)} of the {len(self.requests)} newest edits are answered, as by the session's model"
 
 
 def check_finite(session: EditSession) -> None:

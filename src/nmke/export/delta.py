@@ -23,6 +23,7 @@ from torch import Tensor
 from nmke.batch_file import Columns
 from nmke.errors import ExportError
 from nmke.export.base import (
+    Answers,
     ExportReport,
     check_finite,
     check_prompts,
@@ -83,7 +84,7 @@ def export_delta(session: EditSession, path: Path, *, force: bool = False) -> Ex
     """
     check_finite(session)
     prompts = check_prompts(session)
-    expected = last_logits(session.model, prompts)
+    expected, answers = last_logits(session.model, prompts), Answers.by(session)
     changed = changes(session)
     base = session.folder.base
     with new_folder(path, force=force) as building:
@@ -100,6 +101,7 @@ def export_delta(session: EditSession, path: Path, *, force: bool = False) -> Ex
         with session.base():
             _write(read_delta(building), session.model)
             worst = logits_apart(last_logits(session.model, prompts), expected)
+            scored = answers.rescored(session.model)
         if not worst <= TOLERANCE:
             raise ExportError(
                 f"the delta gives logits that differ by {worst:.2g} (at most {TOLERANCE:g} allowed); nothing was "
@@ -116,7 +118,7 @@ def export_delta(session: EditSession, path: Path, *, force: bool = False) -> Ex
         TOLERANCE,
         len(prompts),
         _load_line(str(path), base.source),
-        (note,),
+        (note, scored),
     )
 
 

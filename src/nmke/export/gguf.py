@@ -18,6 +18,7 @@ import torch
 
 from nmke.errors import ExportError, NumericsError
 from nmke.export.base import (
+    Answers,
     ExportReport,
     check_finite,
     check_prompts,
@@ -75,7 +76,7 @@ def export_gguf(
         if others:
             raise ExportError(f"the copy differs in {others[0]!r}; nothing was exported: try another disk")
         write_card(session, building, "gguf", load=_load_line(f"{path.name}/{name}"))
-        worst = _compare(session, building / name, prompts, changed, edited_type)
+        worst, scored = _compare(session, building / name, prompts, changed, edited_type)
     size = sum(array.nbytes for array in replaced.values()) / 1e6
     note = f"{len(changed)} edited tensors as {edited_type}, {size:.1f} MB of the file; all else bit for bit"
     return ExportReport(
@@ -87,7 +88,7 @@ def export_gguf(
         TOLERANCE[edited_type],
         len(prompts),
         _load_line(str(path / name)),
-        (note if changed else "nothing is changed: a copy of the base's file",),
+        (note if changed else "nothing is changed: a copy of the base's file", scored),
     )
 
 
@@ -137,8 +138,8 @@ def _compare(
     prompts: Sequence[str],
     changed: Sequence[Change],
     edited_type: FloatType,
-) -> float:
-    """Load the file as any other model; the largest difference of logits.
+) -> tuple[float, str]:
+    """Load the file as any other model; the largest difference of logits, and what scoring it again gave.
 
     Raises:
         ExportError: If a weight, a token id or the logits are not the session's.
@@ -161,7 +162,7 @@ def _compare(
             f"the GGUF file gives logits that differ by {worst:.2g} (at most {TOLERANCE[edited_type]:g} allowed); "
             "nothing was exported: store edited tensors as F32"
         )
-    return worst
+    return worst, Answers.by(session).rescored(reloaded)
 
 
 def _load_line(file: str) -> str:

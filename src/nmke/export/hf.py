@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nmke.errors import ExportError
 from nmke.export.base import (
+    Answers,
     ExportReport,
     check_finite,
     check_prompts,
@@ -54,6 +55,7 @@ def export_hf(session: EditSession, path: Path, *, force: bool = False) -> Expor
                 f"the exported folder gives logits that differ by {worst:.2g} (at most {tolerance:g} allowed); nothing "
                 "was exported: report the model's architecture and the version of transformers"
             )
+        scored = Answers.by(session).rescored(reloaded)
         del reloaded
     return ExportReport(
         "hf",
@@ -64,6 +66,7 @@ def export_hf(session: EditSession, path: Path, *, force: bool = False) -> Expor
         tolerance,
         len(prompts),
         load_line(str(path)),
+        (scored,),
     )
 
 

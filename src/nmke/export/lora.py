@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nmke.errors import ConfigError, ExportError
-from nmke.evaluation.target_scores import predictions
 from nmke.export.base import (
+    MOST_SCORED,
     ExportReport,
+    answered,
     check_finite,
     check_prompts,
     exporters,
@@ -46,7 +47,6 @@ LOST_ENERGY = 1e-6
 ROUNDING_MARGIN = 1.1
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 EFFECT_SHARE = 0.01
-MOST_SCORED = 100
 _PREFIX = "base_model.model."
 
 
@@ -117,7 +117,7 @@ def export_lora(
         write_card(session, building, "lora", load=_load_lines(path.name, base, chosen))
         with session.base(), _adapted(session.model.model, building):
             apart = logits_apart(last_logits(session.model, said.prompts), said.logits)
-            kept = len(said.answered & _answered(session.model, said.requests))
+            kept = len(said.answered & answered(session.model, said.requests))
         if not apart <= tolerance:
             raise ExportError(
                 f"an adapter of rank {chosen} leaves {worst_layer.residual(chosen):.2g} of the change and gives logits "
@@ -154,13 +154,7 @@ class _Said:
         logits = last_logits(session.model, prompts)
         with session.base():
             effect = logits_apart(last_logits(session.model, prompts), logits)
-        return cls(prompts, logits, effect, requests, _answered(session.model, requests))
-
-
-def _answered(model: EditableModel, requests: Sequence[EditRequest]) -> set[str]:
-    """Ids of the edits whose new answer the model gives, token by token."""
-    scores = predictions(model, [(request.text, request.target_new) for request in requests])
-    return {request.id for request, score in zip(requests, scores, strict=True) if score.accuracy == 1.0}
+        return cls(prompts, logits, effect, requests, answered(session.model, requests))
 
 
 def _spectrum(change: Change, roundings: int) -> _Spectrum:
