@@ -70,6 +70,31 @@ def test_adapter_of_a_float32_run_works_on_a_bfloat16_copy(tmp_path, base, sessi
     assert adapted <= 1.5 * scatter < without
 
 
+def round_to_int8(model):
+    """Every linear weight as eight-bit quantisation leaves it: whole steps of its row's largest entry / 127."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embed" not in name:
+                step = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+                weight.copy_((weight / step).round() * step)
+
+
+def test_adapter_adds_the_exact_update_to_a_quantised_copy(tmp_path, base, session):
+    export_lora(session, tmp_path / "adapter")
+    expected = load_model(str(base), device="cpu")
+    round_to_int8(expected.model)
+    plain = last_logits(expected, PROMPTS)
+    with torch.no_grad():
+        for change in changes(session):
+            expected.model.get_parameter(change.name).add_(change.edited - change.base)
+    quantised = load_model(str(base), device="cpu")
+    round_to_int8(quantised.model)
+    quantised.model = peft.PeftModel.from_pretrained(quantised.model, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        found, wanted = last_logits(quantised, PROMPTS), last_logits(expected, PROMPTS)
+    assert logits_apart(found, wanted) <= 1e-5 < logits_apart(plain, wanted)
+
+
 def test_config_names_the_edited_layers_only(tmp_path, base, session):
     report = export_lora(session, tmp_path / "adapter")
     config = peft.LoraConfig.from_pretrained(tmp_path / "adapter")
