@@ -346,8 +346,9 @@ def test_no_mask_means_no_attribution(model):
 
 
 def test_attribution_settings_reach_the_scores(model):
+    plain = {"attribution": "lps", "attribution_token": "last"}
     summaries = [
-        choose_neurons(model, REQUESTS, CONTEXTS, resolved("nmke", **settings))[1][1]
+        choose_neurons(model, REQUESTS, CONTEXTS, resolved("nmke", **{**plain, **settings}))[1][1]
         for settings in (
             {},
             {"attribution_token": "subject"},

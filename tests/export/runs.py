@@ -22,6 +22,9 @@ SETTINGS = {
     "clamp": 3.0,
     "lr": 1.0,
     "weight_decay": 0.01,
+    "attribution": "lps",
+    "attribution_token": "last",
+    "covariance_weight": 1000.0,
 }
 INITIALIZER_RANGE = 0.2
 PROMPTS = ["The capital of France is", "The mother tongue of Marie Curie is"]

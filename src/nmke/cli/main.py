@@ -111,9 +111,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # Threads that wait by spinning make torch tens of times slower once other programs want the cores (measured:
-    # 6 forwards of the default model took over 60 s beside one busy process, 6 s with this); read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _quiet_third_parties():
         try:
             code = app(words, prog_name="nmke", standalone_mode=False)

@@ -111,24 +111,26 @@ class Answers:
         requests = session.active_requests()[-MOST_SCORED:]
         return cls(requests, answered(session.model, requests) if requests else set())
 
-    def rescored(self, reloaded: EditableModel) -> str:
+    def rescored(self, reloaded: EditableModel) -> tuple[str, ...]:
         """Score the same edits on an export as loaded back.
 
         Returns:
-            A sentence with the counts.
+            A sentence with the counts; nothing when the run holds no edit.
 
         Raises:
             ExportError: If an edit that the session's model answers is not answered by the export.
         """
         if not self.requests:
-            return "the run holds no edit to score"
+            return ()
         lost = sorted(self.given - answered(reloaded, self.requests))
         if lost:
             raise ExportError(
                 f"{len(lost)} of {len(self.given)} edits (first: {lost[0]!r}) are lost in the export as loaded back; "
                 "nothing was exported: run `nmke verify`, then try again"
             )
-        return f"{len(self.given)} of the {len(self.requests)} newest edits are answered, as by the session's model"
+        return (
+            f"{len(self.given)} of the {len(self.requests)} newest edits are answered, as by the session's model",
+        )
 
 
 def check_finite(session: EditSession) -> None:

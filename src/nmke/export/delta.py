@@ -118,7 +118,7 @@ def export_delta(session: EditSession, path: Path, *, force: bool = False) -> Ex
         TOLERANCE,
         len(prompts),
         _load_line(str(path), base.source),
-        (note, scored),
+        (note, *scored),
     )
 
 

@@ -88,7 +88,7 @@ def export_gguf(
         TOLERANCE[edited_type],
         len(prompts),
         _load_line(str(path / name)),
-        (note if changed else "nothing is changed: a copy of the base's file", scored),
+        (note if changed else "nothing is changed: a copy of the base's file", *scored),
     )
 
 
@@ -138,7 +138,7 @@ def _compare(
     prompts: Sequence[str],
     changed: Sequence[Change],
     edited_type: FloatType,
-) -> tuple[float, str]:
+) -> tuple[float, tuple[str, ...]]:
     """Load the file as any other model; the largest difference of logits, and what scoring it again gave.
 
     Raises:

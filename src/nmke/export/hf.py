@@ -66,7 +66,7 @@ def export_hf(session: EditSession, path: Path, *, force: bool = False) -> Expor
         tolerance,
         len(prompts),
         load_line(str(path)),
-        (scored,),
+        scored,
     )
 
 
