@@ -122,7 +122,7 @@ def test_reads_every_format_alike(tmp_path: Path) -> None:
         (json.dumps([FRANCE, ITALY]).encode(), "json"),
         (table, "csv"),
     ]:
-        for packed in (content, gzip.compress(content)):
+        for packed in (content, gzip.compress(content, mtime=0)):
             facts = read(tmp_path, packed)
             assert facts.requests == expected.requests
             assert facts.format == form
@@ -327,7 +327,7 @@ def test_same_derived_id_of_other_facts_gets_a_longer_one(
         (b"prompt,target_new\n\xff,b\n", "line 2: byte 0"),
         (b"prompt,target_new\n", "it is empty"),
         (b"hello world\n", "'hello world.*' begins neither a JSON record nor a CSV header"),
-        (gzip.compress(lines(FRANCE))[:-12], "cannot be read"),
+        (gzip.compress(lines(FRANCE), mtime=0)[:-12], "cannot be read"),
         (b"\x1f\x8bnonsense", "cannot be read"),
     ],
 )  # fmt: skip
@@ -411,7 +411,7 @@ def reads_or_explains(tmp_path: Path, content: bytes) -> None:
 @given(content=st.binary(max_size=200))
 def test_any_bytes_read_or_explain(tmp_path: Path, content: bytes) -> None:
     reads_or_explains(tmp_path, content)
-    reads_or_explains(tmp_path, gzip.compress(content))
+    reads_or_explains(tmp_path, gzip.compress(content, mtime=0))
 
 
 @_FUZZ
@@ -427,7 +427,7 @@ def test_damaged_files_read_or_explain(tmp_path: Path, data: st.DataObject) -> N
     whole = data.draw(
         st.sampled_from([lines(FRANCE, ITALY), json.dumps([COUNTERFACT]).encode(), lines(ZSRE), table])
     )
-    content = bytearray(gzip.compress(whole) if data.draw(st.booleans()) else whole)
+    content = bytearray(gzip.compress(whole, mtime=0) if data.draw(st.booleans()) else whole)
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     reads_or_explains(tmp_path, bytes(content))
