@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nmke.errors import ConfigError, ExportError
 from nmke.export.base import (
-    MOST_SCORED,
+    Answers,
     ExportReport,
     answered,
     check_finite,
@@ -40,7 +40,6 @@ from nmke.export.low_rank import direction_energies, factors, residual_energies,
 from nmke.models.builtin import BUILTIN_MODELS
 from nmke.models.load import EditableModel
 from nmke.session import EditSession
-from nmke.types import EditRequest
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 LOST_ENERGY = 1e-6
@@ -117,14 +116,14 @@ def export_lora(
         write_card(session, building, "lora", load=_load_lines(path.name, base, chosen))
         with session.base(), _adapted(session.model.model, building):
             apart = logits_apart(last_logits(session.model, said.prompts), said.logits)
-            kept = len(said.answered & answered(session.model, said.requests))
+            kept = len(said.answers.given & answered(session.model, said.answers.requests))
         if not apart <= tolerance:
             raise ExportError(
                 f"an adapter of rank {chosen} leaves {worst_layer.residual(chosen):.2g} of the change and gives logits "
                 f"that differ by {apart:.2g} (at most {tolerance:g} allowed); nothing was exported: "
                 + (f"give rank {fitting}" if chosen < fitting else "export as hf or delta, which are exact")
             )
-    rescored = f"{kept} of {len(said.answered)} edits that the run answers are answered with the adapter"
+    rescored = f"{kept} of {len(said.answers.given)} edits that the run answers are answered with the adapter"
     return ExportReport(
         "lora",
         path,
@@ -145,16 +144,16 @@ class _Said:
     prompts: list[str]
     logits: list[Tensor]
     effect: float
-    requests: list[EditRequest]
-    answered: set[str]
+    answers: Answers
 
     @classmethod
     def by(cls, session: EditSession) -> _Said:
-        prompts, requests = check_prompts(session), session.active_requests()[-MOST_SCORED:]
+        """Ask the session's model as it is now."""
+        prompts = check_prompts(session)
         logits = last_logits(session.model, prompts)
         with session.base():
             effect = logits_apart(last_logits(session.model, prompts), logits)
-        return cls(prompts, logits, effect, requests, answered(session.model, requests))
+        return cls(prompts, logits, effect, Answers.by(session))
 
 
 def _spectrum(change: Change, roundings: int) -> _Spectrum:
