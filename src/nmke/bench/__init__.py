@@ -1,0 +1,1 @@
+"""Benchmarks: methods times streams of facts, one record per cell, compared over the same facts."""
