@@ -47,6 +47,12 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         256, description="Tokens optimised at once: bounds memory, and edits of like length share a group."
     )
 
+    products: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Matrix products of the target optimisation: auto takes bfloat16 for a float32 model on a "
+        "processor with instructions for it.",
+    )
+
     l2: NonNegativeFloat | None = Field(None, description="Ridge λ of the solve.")
     covariance_weight: PositiveFloat | None = Field(None, description="Weight w0 of ordinary keys.")
     null_space: Literal["threshold", "share", "energy"] = Field(

@@ -25,7 +25,10 @@ REQUESTS = (
     EditRequest("{} was born in the old city of", "Ada Lovelace", "Tokyo"),
     EditRequest("{} was late, therefore", "I", "in Paris", id="first token"),
 )
-CONFIG = EditConfig.create(steps=7, lr=0.5, clamp=2.5, weight_decay=0.05, kl_factor=0.3, stop_loss=1e-6)
+SETTINGS = {
+    "steps": 7, "lr": 0.5, "clamp": 2.5, "weight_decay": 0.05, "kl_factor": 0.3, "stop_loss": 1e-6
+}  # fmt: skip
+CONFIG = EditConfig.create(**SETTINGS)
 BUILDERS = {
     "gpt2": lambda: exact(tiny.tiny_gpt2, n_layer=3),
     "llama": lambda: exact(tiny.tiny_llama, num_hidden_layers=3),
@@ -163,6 +166,24 @@ def test_same_optimum_as_plain_optimisation(model, place):
         assert targets.probabilities[edit] == pytest.approx(math.exp(-plain.nll), rel=1e-9)
         assert targets.steps[edit] == len(plain.losses) == CONFIG.steps
         assert plain.losses[-1] < plain.losses[0]
+
+
+@pytest.mark.parametrize("place", SITES)
+def test_products_in_bfloat16_reach_nearly_the_same_optimum(gpt2_exact, place):
+    site, layers = SITES[place]
+    found = {
+        products: optimise_targets(
+            gpt2_exact, REQUESTS, CONTEXTS, layers, site, EditConfig.create(**SETTINGS, products=products)
+        )
+        for products in ("float32", "bfloat16")
+    }
+    for layer in layers:
+        own, half = (found[products].deltas[layer] for products in ("float32", "bfloat16"))
+        assert not torch.equal(own, half)
+        assert torch.cosine_similarity(own, half).min() > 0.98
+    torch.testing.assert_close(
+        torch.tensor(found["bfloat16"].losses), torch.tensor(found["float32"].losses), rtol=0.02, atol=0.02
+    )
 
 
 def test_clamp_bounds_every_delta(gpt2_exact):

@@ -240,7 +240,7 @@ def test_a_model_that_refuses_a_replay_falls_back_to_whole_forwards(llama_exact,
 
 def test_exactness_is_tried_once(llama_exact, monkeypatch):
     assert replay_is_exact(llama_exact)
-    monkeypatch.setattr("nmke.models.replay._agree", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr("nmke.models.replay.replay_agrees", lambda *_: pytest.fail("tried again"))
     assert replay_is_exact(llama_exact)
 
 

@@ -5,7 +5,8 @@ Source: ROME, arXiv:2202.05262, eq. 4, with MEMIT's settings (arXiv:2210.07229, 
 "{subject} is a" + weight_decay · ‖delta‖/‖h0‖²; stops below `stop_loss`; after each step ‖delta‖ is clipped
 to clamp · ‖h0‖. z* = h0 + delta.
 Differs: the KL is read at the prompt's last token, as the paper's text has it. Rows whose subject ends at
-position 0 are left out (attention sink). All edits of a batch are optimised together, each stops on its own
+position 0 are left out (attention sink). Products of the replayed blocks may run in bfloat16 (see
+`nmke.models.half_products`); delta, losses and everything else stay in float32. All edits of a batch are optimised together, each stops on its own
 and leaves the batch, and only what comes behind the subject in the layers behind the edit is run again.
 `joint` targets (ours): one delta per edited layer at its down-projection's output, optimised together; right
 also where a norm stands between the MLP and the residual stream.
@@ -25,8 +26,10 @@ from nmke.attribution.base import wide
 from nmke.config import EditConfig
 from nmke.editors.rows import kl_row, prompt_rows
 from nmke.errors import NumericsError, RequestError
+from nmke.models.half_products import half_product_layout
+from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
-from nmke.models.replay import AnchoredRows, Replay, Site, open_replay
+from nmke.models.replay import AnchoredRows, Replay, Site, first_replayed, open_replay
 from nmke.models.tokens import length_buckets
 from nmke.progress import Progress, Task, quiet
 from nmke.types import EditRequest
@@ -117,7 +120,7 @@ def optimise_targets(
         contexts: Prefixes, the first one empty.
         layers: Where deltas live: the last edited layer (site "block"), or every edited layer ("down_proj").
         site: See `layers`.
-        config: steps, lr, clamp, weight_decay, kl_factor, stop_loss, token_budget.
+        config: steps, lr, clamp, weight_decay, kl_factor, stop_loss, token_budget, products.
         progress: Told after every step.
 
     Raises:
@@ -125,12 +128,13 @@ def optimise_targets(
         RequestError: If a prompt does not fit the model.
     """
     rows = [edit_rows(model, request, contexts) for request in requests]
+    layout = half_product_layout(model, config.products, first_replayed(layers, site))
     groups = length_buckets([len(r.ids) * r.tail for r in rows], config.token_budget)
     found: dict[int, _Edit] = {}
     with progress.task("target values", total=len(requests)) as task:
         for group in groups:
             edits = [_Edit(index, rows[index], requests[index].id) for index in group]
-            _optimise_group(model, edits, layers, site, config, task)
+            _optimise_group(model, edits, layers, site, config, task, layout)
             found.update({edit.index: edit for edit in edits})
     done = [found[index] for index in range(len(requests))]
     return Targets(
@@ -166,8 +170,9 @@ def _optimise_group(
     site: Site,
     config: EditConfig,
     task: Task,
+    layout: ModelLayout | None,
 ) -> None:
-    batch = _Batch(model, edits, open_replay(model, _join(edits), layers, site))
+    batch = _Batch(model, edits, open_replay(model, _join(edits), layers, site, layout))
     for edit, start in zip(edits, batch.reference_anchors(layers), strict=True):
         edit.start = start
         edit.delta = torch.zeros_like(start).requires_grad_()

@@ -46,6 +46,7 @@ class EditableModel:
         dtype: Type of the parameters.
         device: Where the input goes.
         replayable: Whether `nmke.models.replay` reproduces it; None until tried.
+        half_products: Whether its blocks run on copies that multiply in bfloat16; None until tried.
         unedited: Down-projections as loaded, of the layers that were edited since; kept by `WeightsState`.
     """
 
@@ -59,6 +60,7 @@ class EditableModel:
     dtype: torch.dtype
     device: torch.device
     replayable: bool | None = None
+    half_products: bool | None = None
     unedited: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod

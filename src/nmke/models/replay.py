@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -162,25 +162,34 @@ class TailReplay:
         rows: Token rows with their anchors.
         layers: The layers that receive a delta.
         site: Where it is added: the block's output or the down-projection's output.
+        layout: Blocks to replay in place of the model's own, such as those of `with_half_products`.
 
     The anchor stands in column 0 of the tail. `anchors` holds what stood at each site before any delta.
     """
 
-    def __init__(self, model: EditableModel, rows: AnchoredRows, layers: Sequence[int], site: Site) -> None:
+    def __init__(
+        self,
+        model: EditableModel,
+        rows: AnchoredRows,
+        layers: Sequence[int],
+        site: Site,
+        layout: ModelLayout | None = None,
+    ) -> None:
         self.model, self.rows, self.layers, self.site = model, rows, tuple(layers), site
+        self._layout = layout or model.layout
         self._prefix = _prefix_states(model, rows)
         self._record()
 
     def _record(self) -> None:
         model, rows = self.model, self.rows
-        first = self.layers[0] + (1 if self.site == "block" else 0)
+        first = first_replayed(self.layers, self.site)
         inputs = _tail_inputs(model, rows, self._prefix)
         modules = (
             {i: model.layout.layers[i].down_proj for i in self.layers} if self.site == "down_proj" else {}
         )
         first_columns = torch.zeros(len(rows.ids), dtype=torch.long, device=model.device)
         with _record_columns(modules, first_columns) as seen:
-            self._replay = BlockReplay.record(model, inputs, first)
+            self._replay = replace(BlockReplay.record(model, inputs, first), layout=self._layout)
         if self.site == "block":
             seen = {self.layers[0]: self._replay.hidden[:, 0].clone()}
         self.anchors = seen
@@ -192,7 +201,7 @@ class TailReplay:
             return self._replay.run(_add_at_first(hidden, deltas[self.layers[0]]))
         with ExitStack() as stack:
             for layer, delta in deltas.items():
-                module = self.model.layout.layers[layer].down_proj
+                module = self._layout.layers[layer].down_proj
                 stack.enter_context(replace_output(module, partial(_add_at_first, delta=delta)))
             return self._replay.run(hidden)
 
@@ -200,6 +209,7 @@ class TailReplay:
         """See `Replay.select`."""
         part = object.__new__(TailReplay)
         part.model, part.layers, part.site = self.model, self.layers, self.site
+        part._layout = self._layout
         part.rows = self.rows.select(rows)
         part._prefix = _select_prefix(self._prefix, rows, max(part.rows.anchors))
         part._record()
@@ -242,33 +252,51 @@ class WholeForward:
         return WholeForward(self.model, self.rows.select(rows), self.layers, self.site)
 
 
-def open_replay(model: EditableModel, rows: AnchoredRows, layers: Sequence[int], site: Site) -> Replay:
-    """The fastest replay that is exact for this model: see `replay_is_exact`."""
-    behind = site == "down_proj" or layers[0] + 1 < model.layout.n_layers  # is there a block to replay?
-    return (TailReplay if behind and replay_is_exact(model) else WholeForward)(model, rows, layers, site)
+def first_replayed(layers: Sequence[int], site: Site) -> int:
+    """The first block that has to run again when deltas are added at `layers`."""
+    return layers[0] + (1 if site == "block" else 0)
+
+
+def open_replay(
+    model: EditableModel,
+    rows: AnchoredRows,
+    layers: Sequence[int],
+    site: Site,
+    layout: ModelLayout | None = None,
+) -> Replay:
+    """The fastest replay that is exact for this model: see `replay_is_exact`; for `layout` see `TailReplay`."""
+    behind = first_replayed(layers, site) < model.layout.n_layers  # is there a block to replay?
+    if behind and replay_is_exact(model):
+        return TailReplay(model, rows, layers, site, layout)
+    return WholeForward(model, rows, layers, site)
 
 
 def replay_is_exact(model: EditableModel) -> bool:
-    """Whether replaying the tail gives this model's own hidden states; tried once per model on made-up rows."""
+    """Whether replaying the tail gives this model's own hidden states; tried once per model."""
     if model.replayable is None:
-        size = min(model.layout.d_vocab, 50)
-        ids = [tuple((7 * i + 3) % size for i in range(n)) for n in (9, 6, 4)]
-        rows = AnchoredRows(tuple(ids), (5, 3, 0))
-        layer = min(1, model.layout.n_layers - 1)
-        deltas = {layer: torch.ones(3, model.layout.d_model, device=model.device, dtype=model.dtype)}
-        model.replayable = _agree(model, rows, deltas)
+        model.replayable = replay_agrees(model, 1e-3 if model.dtype == torch.float32 else 5e-2)
     return model.replayable
 
 
-def _agree(model: EditableModel, rows: AnchoredRows, deltas: Mapping[int, Tensor]) -> bool:
-    layers = list(deltas)
+def replay_agrees(model: EditableModel, tolerance: float, layout: ModelLayout | None = None) -> bool:
+    """Whether a `TailReplay` on made-up rows gives the hidden states of a whole forward pass.
+
+    Args:
+        model: The model.
+        tolerance: Largest difference, in units of a row's largest hidden state.
+        layout: As for `TailReplay`.
+    """
+    size = min(model.layout.d_vocab, 50)
+    ids = [tuple((7 * i + 3) % size for i in range(n)) for n in (9, 6, 4)]
+    rows = AnchoredRows(tuple(ids), (5, 3, 0))
+    layer = min(1, model.layout.n_layers - 1)
+    deltas = {layer: torch.ones(3, model.layout.d_model, device=model.device, dtype=model.dtype)}
     try:
         with torch.no_grad():
-            fast = TailReplay(model, rows, layers, "down_proj").run(deltas)
-            slow = WholeForward(model, rows, layers, "down_proj").run(deltas)
+            fast = TailReplay(model, rows, [layer], "down_proj", layout).run(deltas)
+            slow = WholeForward(model, rows, [layer], "down_proj").run(deltas)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError):
         return False  # the architecture passes state between blocks that a replay cannot supply
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
     for row, length in enumerate(rows.tail_lengths):
         scale = slow[row, :length].float().abs().max().clamp(min=1.0)
         if (fast[row, :length] - slow[row, :length]).float().abs().max() > tolerance * scale:
