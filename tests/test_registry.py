@@ -52,3 +52,13 @@ def test_everything_registered_says_where_it_comes_from(registry):
     assert registry.names()
     for entry in registry:
         assert entry.source.startswith("arXiv:") and entry.summary
+
+
+def test_an_entry_says_what_it_needs_and_how_it_differs_from_its_source():
+    registry: Registry[int] = Registry("thing")
+    doc = "A thing.\n\nSource: a paper, eq. 2: y = x.\nDiffers: solved\nelsewhere: twice.\n"
+    registry.register("one", 1, source="a paper", summary="a thing", needs=("statistics",), doc=doc)
+    entry = registry.entry("one")
+    assert entry.needs == ("statistics",) and entry.differs == "solved elsewhere: twice."
+    registry.register("two", 2, source="a paper", summary="another")
+    assert registry.entry("two").needs == () and registry.entry("two").differs == ""

@@ -13,12 +13,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One registered thing: its name, the thing itself, where it comes from and a line about it."""
+    """One registered thing: its name, the thing itself, where it comes from and a line about it.
+
+    Args:
+        name: What it is looked up by.
+        value: The thing.
+        source: Paper or origin.
+        summary: One line.
+        needs: What must be there before it can run, in words ("key statistics"); empty when nothing.
+        differs: How it departs from its source, from the "Differs:" part of its module's docstring.
+    """
 
     name: str
     value: T
     source: str
     summary: str
+    needs: tuple[str, ...] = ()
+    differs: str = ""
 
 
 class Registry(Generic[T]):
@@ -32,15 +43,33 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, Entry[T]] = {}
 
-    def register(self, name: str, value: T, *, source: str, summary: str) -> T:
+    def register(
+        self,
+        name: str,
+        value: T,
+        *,
+        source: str,
+        summary: str,
+        needs: tuple[str, ...] = (),
+        doc: str | None = None,
+    ) -> T:
         """Add `value` under `name`; a name is taken once.
+
+        Args:
+            name: What it is looked up by.
+            value: The thing.
+            source: Paper or origin.
+            summary: One line.
+            needs: See `Entry`.
+            doc: The module's docstring, whose part behind "Differs:" is kept.
 
         Raises:
             ConfigError: If the name is already registered.
         """
         if name in self._entries:
             raise ConfigError(f"{self.kind} {name!r} is registered twice; choose another name")
-        self._entries[name] = Entry(name, value, source, summary)
+        differs = " ".join((doc or "").partition("\nDiffers")[2].partition(":")[2].split())
+        self._entries[name] = Entry(name, value, source, summary, needs, differs)
         return value
 
     def get(self, name: str) -> T:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nmke.config import EditConfig
 from nmke.editors.memory import KeyMemory
-from nmke.editors.method import Directions, Method, methods
+from nmke.editors.method import STATISTICS, Directions, Method, methods
 from nmke.editors.solve import solve_positive
 from nmke.stats.covariance import LayerStats, NullSpaceProjector
 from nmke.types import Keys, Mask
@@ -72,4 +72,6 @@ methods.register(
     Method(AlphaEdit(), defaults={"l2": 10.0}),
     source="arXiv:2410.02355",
     summary="least squares inside the null space of ordinary keys, with a memory of earlier edits",
+    needs=(STATISTICS,),
+    doc=__doc__,
 )

@@ -13,7 +13,7 @@ import torch
 
 from nmke.config import EditConfig
 from nmke.editors.memory import KeyMemory
-from nmke.editors.method import Directions, Method, methods
+from nmke.editors.method import STATISTICS, Directions, Method, methods
 from nmke.editors.solve import solve_positive
 from nmke.stats.covariance import LayerStats
 from nmke.types import Keys, Mask
@@ -55,10 +55,14 @@ methods.register(
     ),
     source="arXiv:2210.07229",
     summary="least squares against ordinary keys; earlier edits are not protected",
+    needs=(STATISTICS,),
+    doc=__doc__,
 )
 methods.register(
     "memit-memory",
     Method(CovarianceSolver(remember=True), defaults={"covariance_weight": 1_000.0, "l2": 0.0}),
     source="arXiv:2210.07229, with the key memory of arXiv:2410.02355",
     summary="MEMIT whose system also holds the keys of earlier edits",
+    needs=(STATISTICS,),
+    doc=__doc__,
 )

@@ -21,6 +21,8 @@ from nmke.types import Keys, Mask
 
 Directions = Float[Tensor, "edits d_mlp"]
 
+STATISTICS = "key statistics"  # what an entry may need: the second moment of ordinary keys, per edited layer
+
 
 @runtime_checkable
 class Solver(Protocol):

@@ -18,7 +18,7 @@ from nmke.config import EditConfig
 from nmke.editors.alphaedit import AlphaEdit
 from nmke.editors.memit import CovarianceSolver
 from nmke.editors.memory import KeyMemory
-from nmke.editors.method import Directions, Method, methods
+from nmke.editors.method import STATISTICS, Directions, Method, methods
 from nmke.stats.covariance import LayerStats
 from nmke.types import Keys, Mask
 
@@ -50,6 +50,8 @@ methods.register(
     ),
     source="arXiv:2510.22139",
     summary="attributed neurons only, solved on those neurons",
+    needs=(STATISTICS,),
+    doc=__doc__,
 )
 methods.register(
     "nmke-published",
@@ -59,4 +61,6 @@ methods.register(
     ),
     source="arXiv:2510.22139",
     summary="AlphaEdit's update with the columns of unselected neurons zeroed, as published",
+    needs=(STATISTICS,),
+    doc=__doc__,
 )

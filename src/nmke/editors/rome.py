@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nmke.config import EditConfig
 from nmke.editors.memory import KeyMemory
-from nmke.editors.method import Directions, Method, methods
+from nmke.editors.method import STATISTICS, Directions, Method, methods
 from nmke.editors.solve import solve_positive
 from nmke.stats.covariance import LayerStats
 from nmke.types import Keys, Mask
@@ -39,4 +39,6 @@ methods.register(
     Method(Rome(), defaults={"l2": 0.0, "batch_size": 1}, max_batch=1, max_layers=1, remembers=False),
     source="arXiv:2202.05262",
     summary="one fact, one layer, one rank-one update",
+    needs=(STATISTICS,),
+    doc=__doc__,
 )
