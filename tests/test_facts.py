@@ -192,7 +192,8 @@ def test_counterfact_as_published(tmp_path: Path) -> None:
     assert (request.target_true, request.relation) == ("Porsche", "P176")
     assert request.paraphrases == ("Porsche 911 is developed by",)
     assert request.neighborhood == (Neighbor("Porsche 550, developed by", "Porsche"),)
-    assert facts.notes == ("fields not used: generation_prompts",)
+    assert facts.cases[0].generation_prompts == ("Porsche 911 is sold by",)
+    assert facts.notes == ()
 
 
 def test_counterfact_uses_derived_fields_only_when_asked(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_knowedit_and_easyedit_shapes(tmp_path: Path) -> None:
         "portability": {},
     }
     facts = read(tmp_path, lines(knowedit))
-    assert (facts.shape, facts.notes) == ("knowedit", ("fields not used: portability",))
+    assert (facts.shape, facts.notes, facts.cases[0].questions) == ("knowedit", (), ())
     assert facts.requests[0].target_true == "human"
     assert facts.requests[0].neighborhood == (Neighbor("The strand of ZIC3 is", "forward"),)
     flat = {**base, "rephrase_prompt": "R", "locality_prompt": "L", "locality_ground_truth": "A"}
@@ -250,11 +251,11 @@ def test_knowedit_and_easyedit_shapes(tmp_path: Path) -> None:
 def test_same_derived_id_of_other_facts_gets_a_longer_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nmke.facts import shapes
+    from nmke.facts import plain_shapes
 
-    real = shapes.EditRequest
+    real = plain_shapes.EditRequest
     monkeypatch.setattr(
-        shapes, "EditRequest", lambda **fields: real(**{**fields, "id": fields["id"] or "e0"})
+        plain_shapes, "EditRequest", lambda **fields: real(**{**fields, "id": fields["id"] or "e0"})
     )
     facts = read(tmp_path, lines({**ITALY, "id": None}, {**ITALY, "id": None, "target_new": "Bari"}))
     assert facts.requests[0].id == "e0"

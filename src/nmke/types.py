@@ -95,6 +95,60 @@ class EditRequest:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question whose answer follows from edits or must survive them.
+
+    Args:
+        kind: What it asks for, such as "multi_hop", "reversal", "conflict", "one_to_many", "reasoning".
+        prompt: The whole text up to the answer.
+        answers: Right answers after the edits, at least one; the first is the one fed under teacher forcing.
+        rival: An answer that must be less likely than the first right one, where the source gives one.
+    """
+
+    kind: str
+    prompt: str
+    answers: tuple[str, ...]
+    rival: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip() or not any(answer.strip() for answer in self.answers[:1]):
+            raise RequestError(
+                f"question {self.prompt[:120]!r} has prompt or first answer empty; give both, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """One record of a benchmark: facts to edit in this order, and what is asked about them together.
+
+    Args:
+        requests: At least one; a later one may take back or contradict an earlier one.
+        id: Stable name; the first request's when empty.
+        questions: Asked once all requests of the case are edited.
+        generation_prompts: Openings about the subject, for fluency and consistency.
+        attribute_prompts: Openings about other things of which `target_new` is true, for consistency.
+    """
+
+    requests: tuple[EditRequest, ...]
+    id: str = ""
+    questions: tuple[Question, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    attribute_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise RequestError(f"case {self.id!r} holds no fact to edit; give at least one")
+        if not self.id:
+            object.__setattr__(self, "id", self.requests[0].id)
+
+    @property
+    def final_requests(self) -> tuple[EditRequest, ...]:
+        """The facts that hold once all are edited: of several edits of one fact the last."""
+        last = {request.fact_key: request for request in self.requests}
+        return tuple(request for request in self.requests if last[request.fact_key] is request)
+
+
+@dataclass(frozen=True)
 class NeuronMask:
     """The neurons of one layer that an update may write into.
 

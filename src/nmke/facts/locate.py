@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from nmke.facts.reader import read_facts
+from nmke.models.cache import cache_dir
 from nmke.types import EditRequest
 
 
@@ -18,13 +19,22 @@ def data_path(name: str) -> Path | None:
 
     Returns:
         The first that exists: in `NMKE_DATA`, else in `../shared/data` seen from the repository or from
-        the current folder.
+        the current folder, else where `nmke data get` puts files.
     """
+    return next((folder / name for folder in _folders() if (folder / name).is_file()), None)
+
+
+def downloads() -> Path:
+    """The folder that `nmke data get` fills: `NMKE_DATA`, else one in the cache; it may not exist yet."""
     named = os.environ.get("NMKE_DATA")
+    return Path(named).expanduser() if named else cache_dir() / "data"
+
+
+def _folders() -> list[Path]:
     repository = Path(__file__).resolve().parents[3]
-    folders = [Path(named)] if named else []
-    folders += [root.parent / "shared" / "data" for root in (repository, Path.cwd())]
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    beside = [root.parent / "shared" / "data" for root in (repository, Path.cwd())]
+    named = os.environ.get("NMKE_DATA")
+    return [*([Path(named).expanduser()] if named else []), *beside, cache_dir() / "data"]
 
 
 def bundled_facts() -> tuple[EditRequest, ...]:

@@ -1,17 +1,19 @@
-"""Read a facts file: rows, to the shape they have, to requests with distinct ids."""
+"""Read a facts file: rows, to the shape they have, to cases whose requests have distinct ids."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from nmke.errors import ConfigError, RequestError
 from nmke.facts.record import Record, UnusableFact
 from nmke.facts.rows import open_rows
-from nmke.facts.shapes import Shape, find_shape
-from nmke.types import EditRequest
+from nmke.facts.shape import Shape
+from nmke.facts.shapes import find_shape
+from nmke.types import EditCase, EditRequest
 
 
 @dataclass(frozen=True)
@@ -19,20 +21,25 @@ class FactsFile:
     """What was read.
 
     Args:
-        requests: One request per usable record, in the file's order, ids distinct.
-        shape: Name of the records' shape ("nmke", "counterfact", "zsre", "knowedit", "easyedit").
+        cases: One case per usable record, in the file's order.
+        shape: Name of the records' shape, such as "nmke", "counterfact", "zsre" or "mquake".
         path: The file.
         sha256: Of the file's bytes as they lie on disk, all of them, whatever the limit.
         notes: What the reader skipped or did not use, one sentence each.
         format: "jsonl", "json" or "csv".
     """
 
-    requests: tuple[EditRequest, ...]
+    cases: tuple[EditCase, ...]
     shape: str
     path: Path
     sha256: str
     notes: tuple[str, ...] = ()
     format: str = "jsonl"
+
+    @cached_property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The facts to edit, ids distinct; most shapes have one a case."""
+        return tuple(request for case in self.cases for request in case.requests)
 
 
 def read_facts(
@@ -42,6 +49,7 @@ def read_facts(
     offset: int = 0,
     shape: str | None = None,
     derived: bool = False,
+    distinct: bool = False,
 ) -> FactsFile:
     """The facts of a JSONL, JSON or CSV file, gzip or not.
 
@@ -51,6 +59,8 @@ def read_facts(
         offset: Leave out this many records at the start, unchecked.
         shape: Name of the records' shape; None recognises it by the first record's fields.
         derived: With CounterFact of our data folder, use its derived paraphrases and neighbours too.
+        distinct: Leave out every case that asks for a subject and relation that an earlier one asked for (or that
+            is marked so), as streams of many edits need it: none of them overwrites another.
 
     Returns:
         The requests, and what was guessed, skipped and left unused.
@@ -67,7 +77,7 @@ def read_facts(
     with open_rows(path) as (form, rows):
         for row in rows:
             record = Record(row.data, str(path), row.line)
-            collected = collected or _Collector(find_shape(record, shape), derived)
+            collected = collected or _Collector(find_shape(record, shape), derived, distinct)
             count += 1
             if count > offset:
                 collected.add(record)
@@ -81,58 +91,71 @@ def read_facts(
 
 @dataclass
 class _Collector:
-    """Requests read so far, and what there is to say about the others."""
+    """Cases read so far, and what there is to say about the others."""
 
     shape: Shape
     derived: bool
-    requests: dict[str, EditRequest] = field(default_factory=dict)
+    distinct: bool
+    cases: dict[str, EditCase] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
+    asked: dict[tuple[str, str], str] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
     shared: int = 0
+    left_out: int = 0
 
     def add(self, record: Record) -> None:
         """Convert one record and keep it, or note why not."""
         self.unused.update(record.data.keys() - self.shape.used)
-        self.shared += record.data.get("shares_subject_relation") is True
+        marked = record.data.get("shares_subject_relation") is True
+        self.shared += marked
         try:
-            self._keep(self.shape.convert(record, self.derived), record)
+            case = self.shape.convert(record, self.derived)
+            if self.distinct and (marked or self._asked_before(case)):
+                self.left_out += 1
+                return
+            self._keep(case, record)
         except UnusableFact as fault:
             if self.shape.strict:
                 raise
             name = str(record.data.get("case_id", f"line {record.line}"))
             self.skipped.append((name[:40], str(fault)))
 
-    def _keep(self, request: EditRequest, record: Record) -> None:
-        known = self.requests.get(request.id)
-        if known is not None:
-            request = self._resolve(request, known, record)
-        self.requests[request.id] = request
-        self.lines[request.id] = record.line
+    def _asked_before(self, case: EditCase) -> bool:
+        """Whether another case asks for a subject and relation of this one; remembers them if not."""
+        found = {(r.subject.casefold(), (r.relation or r.prompt).casefold()) for r in case.requests}
+        if any(key in self.asked for key in found):
+            return True
+        self.asked.update(dict.fromkeys(found, case.id))
+        return False
 
-    def _resolve(self, request: EditRequest, known: EditRequest, record: Record) -> EditRequest:
+    def _keep(self, case: EditCase, record: Record) -> None:
+        known = self.cases.get(case.id)
+        if known is not None:
+            case = self._resolve(case, known, record)
+        self.cases[case.id] = case
+        self.lines[case.id] = record.line
+
+    def _resolve(self, case: EditCase, known: EditCase, record: Record) -> EditCase:
         """Another id for a chance collision of derived ids; anything else is a repetition."""
         named = bool(record.data.get("id") or record.data.get("case_id") is not None)
-        same = (request.prompt, request.subject, request.target_new) == (
-            known.prompt,
-            known.subject,
-            known.target_new,
-        )
-        if not named and not same:
+        if not named and len(case.requests) == 1 and _asked(case) != _asked(known):
+            request = case.requests[0]
             content = "\x1f".join((request.prompt, request.subject, request.target_new))
-            return replace(request, id="e" + hashlib.sha256(content.encode()).hexdigest()[:24])
+            longer = "e" + hashlib.sha256(content.encode()).hexdigest()[:24]
+            return replace(case, id=longer, requests=(replace(request, id=longer),))
         before = self.lines[known.id]
         if named:
-            raise record.error("id", f"{request.id!r} is also the id of line {before}; ids must differ")
+            raise record.error("id", f"{case.id!r} is also the id of line {before}; ids must differ")
         raise record.unusable("prompt", f"the same fact as on line {before}; remove one of the two")
 
-    def finish(self) -> tuple[EditRequest, ...]:
-        """The requests, of which there must be one."""
-        if not self.requests:
+    def finish(self) -> tuple[EditCase, ...]:
+        """The cases, of which there must be one."""
+        if not self.cases:
             raise RequestError(
                 f"no fact that can be edited among {len(self.skipped)}; first: {self.skipped[0][1]}"
             )
-        return tuple(self.requests.values())
+        return tuple(self.cases.values())
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for each thing skipped or unused."""
@@ -148,11 +171,17 @@ class _Collector:
             notes.append(
                 "derived paraphrases and neighbours are used; they are not CounterFact's own strings"
             )
-        if self.shared:
+        if self.left_out:
+            notes.append(f"{self.left_out} records left out: others ask for the same subject and relation")
+        elif self.shared:
             notes.append(
                 f"{self.shared} facts share subject and relation with another record of the data set"
             )
         return tuple(notes)
+
+
+def _asked(case: EditCase) -> list[tuple[str, str, str]]:
+    return [(request.prompt, request.subject, request.target_new) for request in case.requests]
 
 
 def _sha256(path: Path) -> str:

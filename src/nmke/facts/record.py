@@ -82,6 +82,17 @@ class Record:
             value = value[0] if value else None
         return None if value is None else self.checked(field, value).strip() or None
 
+    def answers(self, field: str) -> tuple[str, ...]:
+        """Every text of a field, however deep its lists are nested; blank ones are left out."""
+        found, open_values = [], [self.data.get(field)]
+        while open_values:
+            value = open_values.pop()
+            if isinstance(value, list):
+                open_values += reversed(value)
+            elif value is not None and (text := self.checked(field, value).strip()):
+                found.append(text)
+        return tuple(dict.fromkeys(found))
+
     def items(self, field: str) -> tuple[Any, ...]:
         """The items of a list field; absent and null are an empty list."""
         value = self.data.get(field)
