@@ -10,7 +10,7 @@ from tests import runs
 
 from nmke.config import EditConfig
 from nmke.editors.memory import SolverState
-from nmke.errors import NumericsError, RequestError
+from nmke.errors import ConfigError, NumericsError, RequestError
 from nmke.run_memory import RunMemory
 from nmke.session import EditSession
 from nmke.stats.store import StatsStore
@@ -315,3 +315,16 @@ def test_find_takes_a_unique_beginning(opened):
         session.find("e00")
     with pytest.raises(RequestError, match="undo of 9 batches asked, the run holds 2"):
         session.undo(9)
+
+
+def test_a_run_is_not_opened_under_another_models_name(opened, tmp_path):
+    session = opened("run")
+    root = session.folder.root
+    session.close()
+    with pytest.raises(ConfigError, match="name that model"):
+        EditSession.open("smollm2-135m", root)
+
+
+def test_an_unknown_neuron_score_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'lps'"):
+        runs.open_run(tmp_path / "run", attribution="lbs", method="nmke")

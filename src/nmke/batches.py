@@ -10,6 +10,7 @@ from typing import Any
 
 import nmke
 from nmke.active_edits import ActiveEdits, Place
+from nmke.attribution import neuron_scores
 from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.pipeline import BatchResult, default_layers
@@ -49,10 +50,11 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
     """The settings with the method's own defaults and layers filled in.
 
     Raises:
-        ConfigError: If layers, batch size or solver settings do not go with the method or the model.
+        ConfigError: If layers, batch size, neuron score or solver settings do not go with the method or the model.
     """
     method = methods.get(config.method)
     filled = config.filled(dict(method.defaults))
+    neuron_scores.get(filled.attribution)
     layers = filled.layers or default_layers(model.layout.n_layers)
     if method.max_layers is not None and filled.layers is None:
         layers = layers[-method.max_layers :]

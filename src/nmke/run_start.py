@@ -9,7 +9,7 @@ from pathlib import Path
 import nmke
 from nmke.config import EditConfig
 from nmke.editors.contexts import write_contexts
-from nmke.errors import LedgerError
+from nmke.errors import ConfigError, LedgerError
 from nmke.models.load import EditableModel, load_model
 from nmke.run_folder import BaseInfo, RunFolder
 
@@ -42,6 +42,17 @@ def delete_run(root: Path) -> None:
         return
     with RunFolder(root).locked():
         shutil.rmtree(root)
+
+
+def check_source(folder: RunFolder, source: str) -> None:
+    """Raise unless the run was begun on the model that is named.
+
+    Raises:
+        ConfigError: If it was begun on another.
+    """
+    base = folder.base
+    if source not in (base.source, base.name) and str(Path(source).resolve()) != base.source:
+        raise ConfigError(f"run {str(folder.root)!r} edits {base.source!r}, not {source!r}; name that model")
 
 
 def load_base(folder: RunFolder, device: str, model: EditableModel | None = None) -> EditableModel:

@@ -25,7 +25,7 @@ from nmke.models.load import EditableModel, load_model
 from nmke.progress import Progress, quiet
 from nmke.replaying import unfinished, without_edit
 from nmke.run_folder import RunFolder
-from nmke.run_start import begin_run, delete_run, load_base
+from nmke.run_start import begin_run, check_source, delete_run, load_base
 from nmke.stats.store import StatsStore
 from nmke.types import EditRequest
 from nmke.weights_state import ChangedTensor, WeightsState
@@ -83,6 +83,7 @@ class EditSession:
             revision: Which one, if it comes from the hub.
 
         Raises:
+            ConfigError: If the run at `run` was begun on another model than the one named.
             LedgerError: If the run belongs to other weights, or its files are damaged.
         """
         config = config or EditConfig.create()
@@ -97,7 +98,10 @@ class EditSession:
             if force and root.exists():
                 delete_run(root)
             if RunFolder.exists(root):
-                return cls.resume(RunFolder.open(root), config, store=store, device=device, model=loaded)
+                folder = RunFolder.open(root)
+                if loaded is None:
+                    check_source(folder, str(source))
+                return cls.resume(folder, config, store=store, device=device, model=loaded)
             model = loaded or load_model(str(source), dtype=dtype, device=device, revision=revision)
             session = cls(model, begin_run(root, model, config, revision), config, store)
             opening.push(session._closing.pop_all())

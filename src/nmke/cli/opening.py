@@ -115,10 +115,9 @@ def _check_existing(source: str, output: Path, *, resume: bool, force: bool) -> 
         )
     if resume:
         from nmke.run_folder import RunFolder
+        from nmke.run_start import check_source
 
-        base = RunFolder.open(output).base
-        if source not in (base.source, base.name) and str(Path(source).resolve()) != base.source:
-            raise ConfigError(f"run {str(output)!r} edits {base.source!r}, not {source!r}; name that model")
+        check_source(RunFolder.open(output), source)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ Source: ROME, arXiv:2202.05262, eq. 4, with MEMIT's settings (arXiv:2210.07229, 
 to clamp · ‖h0‖. z* = h0 + delta.
 Differs: the KL is read at the prompt's last token, as the paper's text has it. Rows whose subject ends at
 position 0 are left out (attention sink). Products of the replayed blocks may run in bfloat16 (see
-`nmke.models.half_products`); delta, losses and everything else stay in float32. All edits of a batch are optimised together, each stops on its own
-and leaves the batch, and only what comes behind the subject in the layers behind the edit is run again.
+`nmke.models.half_products`); delta, losses and all else stay as they are. All edits of a batch are optimised
+together, each stops on its own and leaves the batch, and only what comes behind the subject in the layers
+behind the edit is run again.
 `joint` targets (ours): one delta per edited layer at its down-projection's output, optimised together; right
 also where a norm stands between the MLP and the residual stream.
 """
