@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +120,7 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise ConfigError(_explain(error)) from error
+            raise ConfigError(explain(error, cls)) from error
 
     def filled(self, defaults: dict[str, Any]) -> EditConfig:
         """This config with `defaults` wherever nothing was set explicitly."""
@@ -144,16 +145,45 @@ def read_config(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in loaded.items()}
 
 
-def _explain(error: ValidationError) -> str:
+def parse_layers(value: Any) -> tuple[int, ...] | None:
+    """Layers from "auto", "4-8" or "4,5,7-9", or from a list in a YAML file.
+
+    Raises:
+        ConfigError: If the text is none of these.
+    """
+    if value is None or value == AUTO:
+        return None
+    if isinstance(value, int):
+        return (value,)
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list | tuple) else value
+    layers: list[int] = []
+    for part in value.split(","):
+        span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if span is None:
+            raise ConfigError(
+                f"layers {value!r} cannot be read; write 'auto', a range as '4-8' or a list as '4,5,6'"
+            )
+        layers += range(int(span[1]), int(span[2] or span[1]) + 1)
+    return tuple(layers)
+
+
+def explain(error: ValidationError, schema: type[BaseModel]) -> str:
+    """What is wrong with settings, by name, in one line.
+
+    Args:
+        error: As pydantic raised it.
+        schema: The class whose fields they are, to name the nearest.
+    """
     lines = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, EditConfig.model_fields, n=1)
-            hint = (
-                f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(EditConfig.model_fields)}"
-            )
+            near = difflib.get_close_matches(name, schema.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(schema.model_fields)}"
             lines.append(f"unknown setting {name!r}{hint}")
+        elif item["type"] == "missing":
+            lines.append(f"setting {name!r} is missing; give it")
         else:
             lines.append(f"setting {name!r} is {item.get('input')!r}: {item['msg'].lower()}")
     return "; ".join(lines)

@@ -112,7 +112,7 @@ class HealthCheck:
         now = read(self._model, self._rows)
         kl = divergence(self._unedited.log_probs, now.log_probs)
         retention = _retention(self._model, old)
-        perplexities = (_perplexity(now.loss), _perplexity(self._unedited.loss))
+        perplexities = (perplexity_of(now.loss), perplexity_of(self._unedited.loss))
         status, reasons = judge(config, kl, perplexities, retention, len(old))
         seconds = time.perf_counter() - start
         return HealthReport(
@@ -155,10 +155,10 @@ def heldout_texts() -> list[str]:
 
 
 @torch.inference_mode()
-def read(model: EditableModel, rows: Sequence[TargetRow]) -> Reading:
-    """What the model says on the rows: the loss of every token, all log-probabilities at some of them."""
+def read(model: EditableModel, rows: Sequence[TargetRow], positions: int = KL_POSITIONS) -> Reading:
+    """What the model says on the rows: the loss of every token, all log-probabilities at about `positions`."""
     d_vocab = model.model.get_output_embeddings().weight.shape[0]
-    stride = max(1, sum(row.n_target for row in rows) // KL_POSITIONS)
+    stride = max(1, sum(row.n_target for row in rows) // positions)
     losses, kept, offset = [], [], 0
     for bucket in length_buckets([len(row.ids) for row in rows], max(1, MAX_LOGITS // d_vocab)):
         batch = pad_batch([list(rows[i].ids) for i in bucket], model.encoder.pad_id, device=model.device)
@@ -190,7 +190,8 @@ def _retention(model: EditableModel, old: Sequence[EditRequest]) -> float | None
     return sum(score.accuracy for score in scores) / len(scores)
 
 
-def _perplexity(loss: float) -> float:
+def perplexity_of(loss: float) -> float:
+    """Exponential of a mean loss in nats; infinite where that is not finite."""
     return math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.inf
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Nmke
 
-from nmke.cli.settings import merge, parse_layers
-from nmke.config import EditConfig
+from nmke.cli.settings import merge
+from nmke.config import EditConfig, parse_layers
 from nmke.errors import ConfigError
 
 

@@ -18,6 +18,7 @@ import nmke
 from nmke.cli import (
     apply,
     ask,
+    bench,
     cache,
     demo,
     diff,
@@ -90,6 +91,7 @@ VERBS: dict[str, Callable[..., None]] = {
 for _name, _verb in VERBS.items():
     app.command(_name)(_verb)
 app.add_typer(cache.app, name="cache")
+app.add_typer(bench.app, name="bench")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
-from nmke.config import AUTO, EditConfig, read_config
+from nmke.config import EditConfig, parse_layers, read_config
 from nmke.errors import ConfigError
 
 PREFIX = "NMKE_"
@@ -97,29 +96,6 @@ def from_environment() -> dict[str, str]:
             if near:
                 raise ConfigError(f"unknown variable {variable!r}; did you mean {near[0]!r}?")
     return found
-
-
-def parse_layers(value: Any) -> tuple[int, ...] | None:
-    """Layers from "auto", "4-8" or "4,5,7-9", or from a list in a YAML file.
-
-    Raises:
-        ConfigError: If the text is none of these.
-    """
-    if value is None or value == AUTO:
-        return None
-    if isinstance(value, int):
-        return (value,)
-    if not isinstance(value, str):
-        return tuple(value) if isinstance(value, list | tuple) else value
-    layers: list[int] = []
-    for part in value.split(","):
-        span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if span is None:
-            raise ConfigError(
-                f"layers {value!r} cannot be read; write 'auto', a range as '4-8' or a list as '4,5,6'"
-            )
-        layers += range(int(span[1]), int(span[2] or span[1]) + 1)
-    return tuple(layers)
 
 
 def _flags() -> list[inspect.Parameter]:

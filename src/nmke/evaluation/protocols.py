@@ -93,7 +93,7 @@ def score(
     ordered = [name for name in PROTOCOLS if name in protocols]
     results = {name: PROTOCOLS[name].run(model, requests, inputs) for name in ordered}
     tables = {
-        name: _summary(name, [values for values, _ in result], max_new_tokens, seed)
+        name: summary(name, [values for values, _ in result], max_new_tokens, seed)
         for name, result in results.items()
     }
     answers = [text for _, text in results.get("generation", [({}, None)] * len(requests))]
@@ -106,8 +106,10 @@ def score(
     return ScoreTable(tables, rows)
 
 
-def _summary(name: str, values: Sequence[Values], max_new_tokens: int, seed: int) -> ProtocolScores:
-    """Estimates and counts of one protocol."""
+def summary(
+    name: str, values: Sequence[Values], max_new_tokens: int = GENERATION_TOKENS, seed: int = 0
+) -> ProtocolScores:
+    """Estimates and counts of one protocol, from each request's values as `ScoreTable.rows` hold them."""
     scorer = PROTOCOLS[name]
     scored = [row for row in values if row]
     estimates, counts = summarise(scored, scorer.metrics, seed)

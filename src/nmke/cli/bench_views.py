@@ -1,0 +1,86 @@
+"""How `nmke bench` shows tables, comparisons and methods on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nmke.cli.console import fact, make_table, note, say, stdout
+
+if TYPE_CHECKING:
+    from nmke.bench.compare import Comparison
+    from nmke.bench.table import Row, Table
+
+WHEN = {"after_last": "after the last edit", "after_batch": "right after each fact's own batch"}
+
+
+def print_table(table: Table) -> None:
+    """One table per data set and batch size; interval under each mean."""
+    from nmke.bench.table import SHORT, number
+
+    for heading, rows in table.blocks():
+        names = [SHORT.get(metric, metric) for metric in table.metrics]
+        right = (*names, "perplexity", "KL", "drift", "s/edit")
+        cells = [
+            (
+                _name(row),
+                *(_estimate(row, metric) for metric in table.metrics),
+                number(row.perplexity, ".2f", "not finite"),
+                number(row.kl, ".3f", "not finite"),
+                number(row.drift, ".3f"),
+                number(row.seconds_per_edit, ".1f"),
+            )
+            for row in rows
+        ]
+        made = make_table(("method", *right), cells, right=right)
+        made.title, made.title_justify, made.title_style = heading, "left", "bold"
+        stdout().print(made)
+        say(
+            f"{table.protocol}, {WHEN[table.time]}; 95 % intervals over facts; seed "
+            f"{', '.join(map(str, rows[0].seeds))}; perplexity {rows[0].perplexity_base:.2f} before any edit"
+        )
+        say()
+    for sentence in table.missing:
+        note(f"not in the table: {sentence}")
+
+
+def print_comparisons(found: Sequence[Comparison]) -> None:
+    """One table per data set and batch size."""
+    for one in found:
+        size = f"{one.a.batch_size}" if one.a.batch_size == one.b.batch_size else _sizes(one)
+        fact("A", one.a.label)
+        fact("B", one.b.label)
+        fact("on", f"{one.a.dataset}, {one.a.model}, {one.n_edits} edits, batch {size}, {WHEN[one.time]}")
+        rows = [
+            (
+                f"{d.metric} ({d.protocol})",
+                f"{d.a.mean:.3f}",
+                f"{d.b.mean:.3f}",
+                f"{d.difference.mean:+.3f} [{d.difference.low:+.3f}, {d.difference.high:+.3f}]",
+                f"{d.better}/{d.equal}/{d.worse}",
+                d.verdict,
+            )
+            for d in one.differences
+        ]
+        columns = ("metric", "A", "B", "A - B, 95 % interval", "facts better/equal/worse", "")
+        stdout().print(make_table(columns, rows, right=columns[1:5]))
+        say()
+
+
+def print_methods(found: Sequence[Mapping[str, Any]]) -> None:
+    """Name, what it does, source, what it needs."""
+    rows = [(m["name"], m["summary"], m["source"], ", ".join(m["needs"]) or "-") for m in found]
+    stdout().print(make_table(("method", "what it does", "source", "needs"), rows))
+
+
+def _name(row: Row) -> str:
+    return row.label if row.status == "done" else f"{row.label} ({row.status})"
+
+
+def _estimate(row: Row, metric: str) -> str:
+    found = row.scores[metric]
+    return "-" if found is None else f"{found.mean:.3f}\n{found.low:.2f}-{found.high:.2f}"
+
+
+def _sizes(one: Comparison) -> str:
+    return f"{one.a.batch_size} for A and {one.b.batch_size} for B"
