@@ -18,8 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nmke.bench.machine import machine
 from nmke.facts import data_path
-from record import RESULTS, machine, write_record
+from record import RESULTS, write_record
 
 RUNS: dict[str, list[str]] = {
     "alphaedit": ["--method", "alphaedit"],

@@ -67,6 +67,28 @@ def _errors() -> str:
     return _table(("error", "exit code", "raised when"), rows)
 
 
+def _plan() -> str:
+    from nmke.bench.plan import Plan
+
+    rows = [
+        (
+            f"`{name}`",
+            "" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`",
+            field.description or "",
+        )
+        for name, field in Plan.model_fields.items()
+    ]
+    return _table(("field", "default", "meaning"), rows)
+
+
+def _plain(value: Any) -> str:
+    """A default as it is written in YAML."""
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
 def _type(annotation: Any) -> str:
     """Values that a setting takes, in words."""
     if typing.get_origin(annotation) is typing.Literal:
@@ -94,4 +116,5 @@ TABLES = {
     "scores": _scores,
     "builtins": _builtins,
     "errors": _errors,
+    "plan": _plan,
 }

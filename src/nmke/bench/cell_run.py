@@ -20,6 +20,8 @@ from nmke.bench.machine import PeakMemory
 from nmke.bench.plan import Cell
 from nmke.bench.scores import BatchNotes
 from nmke.bench.stream import Stream
+from nmke.editors import methods
+from nmke.editors.method import STATISTICS
 from nmke.errors import LedgerError
 from nmke.evaluation.base_outputs import BaseOutputs
 from nmke.evaluation.protocols import score
@@ -144,8 +146,10 @@ def open_cell(
 
 
 def _prepare(session: EditSession, progress: Progress) -> None:
-    """Have the key statistics on disk, so that no edit's time holds their gathering."""
+    """Have the key statistics on disk, if the method needs them, so that no edit's time holds their gathering."""
     config = session.config
+    if STATISTICS not in methods.entry(config.method).needs:
+        return
     spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
     missing = session.store.missing(session.model, config.layers or (), spec)
     if missing:

@@ -8,9 +8,10 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -18,6 +19,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 def machine() -> dict[str, Any]:
     """Processor, cores, threads used, load and accelerator."""
+    import torch
+
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -30,6 +33,15 @@ def machine() -> dict[str, Any]:
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def peak_rss_mb() -> float:
+    """Largest memory of this process so far, in units of 2^20 bytes; since a reset where there was one."""
+    if _STATUS.exists():
+        lines = _STATUS.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class PeakMemory:
@@ -50,6 +62,8 @@ class PeakMemory:
     def reset(self) -> None:
         """Begin anew."""
         if self.of == "device":
+            import torch
+
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             with suppress(OSError):  # not Linux, or not allowed
@@ -57,10 +71,8 @@ class PeakMemory:
 
     def megabytes(self) -> float:
         """The peak, in units of 2^20 bytes."""
-        if self.of == "device":
-            return torch.cuda.max_memory_allocated(self._device) / 2**20
-        if _STATUS.exists():
-            lines = _STATUS.read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        if self.of == "process":
+            return peak_rss_mb()
+        import torch
+
+        return torch.cuda.max_memory_allocated(self._device) / 2**20

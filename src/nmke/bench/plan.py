@@ -116,6 +116,11 @@ class Plan(BaseModel):
             )
         except ConfigError as error:
             raise ConfigError(f"method {variant.label!r}: {error}") from error
+        if config.on_collapse == "rollback":
+            raise ConfigError(
+                f"method {variant.label!r}: on_collapse 'rollback' asked; in a benchmark a collapse is measured, not "
+                "taken back: choose 'stop' or 'continue'"
+            )
         return Cell(self, variant, dataset, config)
 
 

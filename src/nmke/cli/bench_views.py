@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nmke.cli.console import fact, make_table, note, say, stdout
 
 if TYPE_CHECKING:
-    from nmke.bench.compare import Comparison
+    from nmke.bench.compare import Comparison, Difference
     from nmke.bench.table import Row, Table
 
 WHEN = {"after_last": "after the last edit", "after_batch": "right after each fact's own batch"}
@@ -20,13 +20,13 @@ def print_table(table: Table) -> None:
 
     for heading, rows in table.blocks():
         names = [SHORT.get(metric, metric) for metric in table.metrics]
-        right = (*names, "perplexity", "KL", "drift", "s/edit")
+        right = (*names, "ppl", "KL", "drift", "s/edit")
         cells = [
             (
                 _name(row),
                 *(_estimate(row, metric) for metric in table.metrics),
-                number(row.perplexity, ".2f", "not finite"),
-                number(row.kl, ".3f", "not finite"),
+                number(row.perplexity, ".2f", "inf"),
+                number(row.kl, ".3f", "inf"),
                 number(row.drift, ".3f"),
                 number(row.seconds_per_edit, ".1f"),
             )
@@ -35,36 +35,27 @@ def print_table(table: Table) -> None:
         made = make_table(("method", *right), cells, right=right)
         made.title, made.title_justify, made.title_style = heading, "left", "bold"
         stdout().print(made)
-        say(
-            f"{table.protocol}, {WHEN[table.time]}; 95 % intervals over facts; seed "
-            f"{', '.join(map(str, rows[0].seeds))}; perplexity {rows[0].perplexity_base:.2f} before any edit"
-        )
+        seeds = ", ".join(map(str, rows[0].seeds))
+        say(f"{table.protocol}, {WHEN[table.time]}; seed {seeds}; 95 % intervals over facts")
+        say(f"ppl: perplexity on held-out text, {rows[0].perplexity_base:.2f} before any edit")
         say()
     for sentence in table.missing:
         note(f"not in the table: {sentence}")
 
 
 def print_comparisons(found: Sequence[Comparison]) -> None:
-    """One table per data set and batch size."""
+    """One table per protocol, data set and batch size."""
+    columns = ("metric", "A", "B", "A - B, 95 % interval", "facts >/=/<", "higher")
     for one in found:
         size = f"{one.a.batch_size}" if one.a.batch_size == one.b.batch_size else _sizes(one)
         fact("A", one.a.label)
         fact("B", one.b.label)
         fact("on", f"{one.a.dataset}, {one.a.model}, {one.n_edits} edits, batch {size}, {WHEN[one.time]}")
-        rows = [
-            (
-                f"{d.metric} ({d.protocol})",
-                f"{d.a.mean:.3f}",
-                f"{d.b.mean:.3f}",
-                f"{d.difference.mean:+.3f} [{d.difference.low:+.3f}, {d.difference.high:+.3f}]",
-                f"{d.better}/{d.equal}/{d.worse}",
-                d.verdict,
-            )
-            for d in one.differences
-        ]
-        columns = ("metric", "A", "B", "A - B, 95 % interval", "facts better/equal/worse", "")
-        stdout().print(make_table(columns, rows, right=columns[1:5]))
-        say()
+        for protocol in dict.fromkeys(difference.protocol for difference in one.differences):
+            rows = [_difference(d) for d in one.differences if d.protocol == protocol]
+            made = make_table(columns, rows, right=columns[1:5])
+            made.title, made.title_justify, made.title_style = protocol, "left", "bold"
+            stdout().print(made)
 
 
 def print_methods(found: Sequence[Mapping[str, Any]]) -> None:
@@ -80,6 +71,18 @@ def _name(row: Row) -> str:
 def _estimate(row: Row, metric: str) -> str:
     found = row.scores[metric]
     return "-" if found is None else f"{found.mean:.3f}\n{found.low:.2f}-{found.high:.2f}"
+
+
+def _difference(one: Difference) -> tuple[str, ...]:
+    between = one.difference
+    return (
+        one.metric,
+        f"{one.a.mean:.3f}",
+        f"{one.b.mean:.3f}",
+        f"{between.mean:+.3f} [{between.low:+.2f}, {between.high:+.2f}]",
+        f"{one.better}/{one.equal}/{one.worse}",
+        {"A higher": "A", "B higher": "B"}.get(one.verdict, "not shown"),
+    )
 
 
 def _sizes(one: Comparison) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from nmke.bench.machine import peak_rss_mb
 from nmke.cli.console import fact, say, table
 from nmke.cli.probes import probe_rows, probes_json, short
 from nmke.cli.scoring import score_line
@@ -124,12 +123,6 @@ def _selected(detail: dict[str, float] | None) -> tuple[str, str]:
 
 def _share(part: int, whole: int) -> str:
     return f"{part} of {whole} ({part / whole:.0%})"
-
-
-def peak_rss_mb() -> float:
-    """Largest memory of this process so far, MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _counts(session: EditSession, outcome: Outcome) -> str:
