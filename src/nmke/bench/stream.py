@@ -16,10 +16,9 @@ from nmke.bench.plan import Plan
 from nmke.bench.record import StreamIdentity
 from nmke.errors import RequestError
 from nmke.evaluation.base_outputs import facts_hash
-from nmke.facts import data_path, read_facts
+from nmke.evaluation.benchmarks import benchmarks, read_benchmark
+from nmke.facts import read_facts
 from nmke.types import EditRequest
-
-FILES = {"counterfact": "counterfact.jsonl.gz", "zsre": "zsre.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,16 @@ def load_stream(plan: Plan, dataset: str, seed: int) -> Stream:
         RequestError: If the data set is not on this machine, or the pool holds too few facts.
     """
     start, stop = plan.pool
-    path = _file(dataset)
     limit = None if stop is None else stop - start
-    read = read_facts(path, offset=start, limit=limit, derived=plan.derived)
+    if dataset in benchmarks:
+        read = read_benchmark(dataset, offset=start, limit=limit, derived=plan.derived)
+    elif Path(dataset).is_file():
+        read = read_facts(dataset, offset=start, limit=limit, derived=plan.derived)
+    else:
+        known = ", ".join(benchmarks.names())
+        raise RequestError(
+            f"data set {dataset!r} is neither a known name ({known}) nor a facts file; name one"
+        )
     pool = distinct(r for r in read.requests if not plan.complete or (r.paraphrases and r.neighborhood))
     wanted = plan.edits or len(pool)
     if not pool or wanted > len(pool):
@@ -81,20 +87,3 @@ def draw(pool: Sequence[EditRequest], count: int, seed: int) -> list[EditRequest
     order = list(pool)
     random.Random(seed).shuffle(order)
     return order[:count]
-
-
-def _file(dataset: str) -> Path:
-    if dataset in FILES:
-        found = data_path(FILES[dataset])
-        if found is None:
-            raise RequestError(
-                f"data set {dataset!r} needs {FILES[dataset]!r}, which is not on this machine; point NMKE_DATA at a "
-                "folder that holds it"
-            )
-        return found
-    if not Path(dataset).is_file():
-        known = ", ".join(FILES)
-        raise RequestError(
-            f"data set {dataset!r} is neither a known name ({known}) nor a facts file; name one"
-        )
-    return Path(dataset)
