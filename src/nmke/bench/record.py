@@ -91,9 +91,9 @@ class Score(_Record):
     low: float = Field(description="2.5th percentile of the bootstrap over facts.")
     high: float = Field(description="97.5th percentile.")
     n: int = Field(description="Facts that have a value.")
-    prompts: int | None = Field(None, description="Prompts behind them; None for a score made of others.")
+    prompts: int | None = Field(default=None, description="Prompts behind them; None for a score made of others.")
     per_fact: tuple[float | None, ...] | None = Field(
-        None,
+        default=None,
         description="Value of each fact, in the order of `stream.ids` up to `n_edits`; None where it has no such "
         "prompt. None as a whole for a score that no fact has by itself (the harmonic mean).",
     )
@@ -127,7 +127,7 @@ class TaskScore(_Record):
     low: float = Field(description="Lower end of the 95 % interval.")
     high: float = Field(description="Upper end.")
     n: int = Field(description="Questions asked.")
-    base: float | None = Field(None, description="The unedited model's, on the same questions.")
+    base: float | None = Field(default=None, description="The unedited model's, on the same questions.")
 
 
 class Cost(_Record):
@@ -173,13 +173,13 @@ class Checkpoint(_Record):
 class CellRecord(_Record):
     """One cell of a benchmark."""
 
-    schema_: Literal["nmke.bench_cell/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["nmke.bench_cell/1"] = Field(default=SCHEMA, alias="schema")
     identity: CellIdentity
     status: Status = Field(
         description="running: not finished yet; done; collapsed: the model's health crossed a stop limit; "
         "failed: see `reason`."
     )
-    reason: str | None = Field(None, description="Why it collapsed or failed, one sentence.")
+    reason: str | None = Field(default=None, description="Why it collapsed or failed, one sentence.")
     created: str = Field(description="UTC time of the beginning.")
     updated: str = Field(description="UTC time of the last change.")
     machine: dict[str, Any] = Field(description="Processor, cores, threads, accelerator.")
