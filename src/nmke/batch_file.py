@@ -142,3 +142,39 @@ def _read(path: Path, schema: str, wanted: tuple[str, ...] | None) -> dict[str, 
         raise LedgerError(
             f"{str(path)!r} is missing or damaged ({error}); restore the run from a backup"
         ) from error
+
+
+@dataclass(frozen=True)
+class LayerWrite:
+    """What one batch wrote into one layer.
+
+    Args:
+        left: Float tensor [d_model, rows].
+        right: Float tensor [rows, d_mlp]; ΔW = left @ right.
+        keys: Keys after the write, [rows, d_mlp].
+        owners: For each row, the edit it belongs to, counted among those the batch wrote.
+        before: The changed columns as they were.
+        mask: Neurons that were allowed to change, [d_mlp]; None when all were.
+    """
+
+    left: Tensor
+    right: Tensor
+    keys: Keys
+    owners: Tensor
+    before: Columns
+    mask: Tensor | None
+
+
+def read_writes(path: Path) -> dict[int, LayerWrite]:
+    """What a batch wrote, per layer."""
+    tensors = _read(path, BATCH_SCHEMA, None)
+    layers = sorted({int(name.split(".")[1]) for name in tensors if name.endswith(".left")})
+    found = {}
+    for layer in layers:
+        part = {
+            name.rsplit(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"layer.{layer}.")
+        }
+        before = Columns(part["columns"], part["before"])
+        mask = part["mask"].bool() if "mask" in part else None
+        found[layer] = LayerWrite(part["left"], part["right"], part["keys"], tensors["owners"], before, mask)
+    return found

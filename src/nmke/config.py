@@ -20,7 +20,9 @@ from pydantic import (
 
 from nmke.errors import ConfigError
 
-MaskName = Literal["entropy", "random", "none", "general", "specific", "overlap", "fixed"]
+MaskName = Literal["entropy", "random", "none", "general", "specific", "overlap", "non-overlap", "fixed"]
+AttributionTarget = Literal["predicted", "new", "true"]
+AttributionToken = Literal["last", "subject"]
 AUTO = "auto"
 
 
@@ -77,13 +79,15 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         le=1,
         description="Share of neurons for mask 'random'; None: as many as entropy would keep.",
     )
-    attribution: str = Field("lps", description="Neuron score: lps, psa or mpc.")
-    attribution_target: Literal["predicted", "new"] = Field(
-        "predicted", description="Whose log-probability is attributed: the model's guess or the new answer."
+    attribution: str = Field(
+        "lps",
+        description="Neuron score: lps, psa, mpc, contribution, gradient, integrated or ablation (slow).",
     )
-    attribution_token: Literal["last", "subject"] = Field(
-        "last", description="Token at which neurons are scored."
+    attribution_target: AttributionTarget = Field(
+        "predicted",
+        description="Whose log-probability is attributed: the model's guess, the new or the true answer.",
     )
+    attribution_token: AttributionToken = Field("last", description="Token at which neurons are scored.")
     amplification: PositiveFloat = Field(30.0, description="Factor a on the neuron's coefficient.")
     temperature: PositiveFloat = Field(30.0, description="Factor τ inside the entropy's softmax.")
 

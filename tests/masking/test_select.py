@@ -19,7 +19,7 @@ from nmke.masking.select import (
 )
 
 M = 200
-MASKS = ("entropy", "random", "general", "specific", "overlap", "fixed")
+MASKS = ("entropy", "random", "general", "specific", "overlap", "non-overlap", "fixed")
 
 
 def some_scores(prompts: int = 6, d_mlp: int = M, seed: int = 0) -> Tensor:
@@ -123,6 +123,7 @@ def test_masks_are_made_of_general_and_specific_neurons():
     keep = {mask: select_neurons(table, config(mask)).keep for mask in MASKS}
     assert torch.equal(keep["entropy"], keep["general"] | keep["specific"])
     assert torch.equal(keep["overlap"], keep["general"] & keep["specific"])
+    assert torch.equal(keep["non-overlap"], keep["entropy"] & ~keep["overlap"])
     assert 0 < keep["overlap"].sum() < keep["specific"].sum() < keep["general"].sum() < keep["entropy"].sum()
 
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nmke.attribution.logits import raw_logits, wide
+from nmke.attribution.rerun import Rerun
 from nmke.errors import LayoutError
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
-from nmke.models.replay import BlockReplay, in_rows
+from nmke.models.replay import AnchoredRows, BlockReplay, in_rows
 from nmke.models.tokens import TokenBatch
 from nmke.models.tracing import record_inputs, record_outputs, replace_output
-from nmke.models.weights import written_matrix
 from nmke.registry import Registry
 from nmke.types import Scores
 
@@ -51,6 +52,8 @@ class Readout:
         writes: Per layer, how the down-projection's output enters the residual stream.
         finals: Hidden state before the final norm, [prompts, d_model].
         targets: The token whose log-probability is attributed, [prompts].
+        rerun: The same prompts, to be run again with something changed at the scored token. Its answers are
+            the targets given, or what the model predicts at each prompt's last token.
     """
 
     layout: ModelLayout
@@ -59,6 +62,12 @@ class Readout:
     writes: dict[int, Write]
     finals: Float[Tensor, "prompts d_model"]
     targets: Int[Tensor, " prompts"]
+    rerun: Rerun
+
+    @cached_property
+    def gradients(self) -> dict[int, Float[Tensor, "prompts d_model"]]:
+        """Gradient of the answer's log-probability by each layer's down-projection output, one pass for all."""
+        return self.rerun.gradients(list(self.coefficients))
 
 
 @runtime_checkable
@@ -114,14 +123,24 @@ def read_out(
             run = partial(_block_with, replay, i, inputs[f"block {i}"], rows, at)
             middles[i], writes[i] = _indirect_write(run, out)
     coefficients = {i: wide(in_rows(inputs[i], len(rows))[rows, at]) for i in layers}
-    if targets is None:
-        targets = raw_logits(layout, layout.final_norm(finals.to(model.dtype))).argmax(dim=1)
-    return Readout(layout, coefficients, middles, writes, finals, targets)
+    ends = finals if columns is None else wide(last["norm"][rows, batch.last_index])
+    answers = _predicted(model, ends) if targets is None else targets
+    targets = (answers if columns is None else _predicted(model, finals)) if targets is None else targets
+    rerun = Rerun(model, _anchored(batch, at), answers)
+    return Readout(layout, coefficients, middles, writes, finals, targets, rerun)
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is when it is float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _predicted(model: EditableModel, hidden: Float[Tensor, "rows d_model"]) -> Int[Tensor, " rows"]:
+    """The likeliest token behind each hidden state; the logit map keeps the order."""
+    return raw_logits(model.layout, model.layout.final_norm(hidden.to(model.dtype))).argmax(dim=1)
+
+
+def _anchored(batch: TokenBatch, columns: Int[Tensor, " prompts"]) -> AnchoredRows:
+    """The real tokens of each row, with the scored one as anchor."""
+    pairs = zip(batch.input_ids, batch.attention_mask.bool(), strict=True)
+    ids = tuple(tuple(row[real].tolist()) for row, real in pairs)
+    shifts = [batch.column(row, 0) for row in range(len(ids))]
+    return AnchoredRows(ids, tuple(c - s for c, s in zip(columns.tolist(), shifts, strict=True)))
 
 
 def _block_with(
@@ -162,11 +181,3 @@ def _indirect_write(run: Callable[[Tensor], Tensor], out: Tensor) -> tuple[Tenso
             "attribution needs one of them: edit with `--mask none`"
         )
     return middle, Write(weight, factors)
-
-
-def raw_logits(layout: ModelLayout, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
-    """Unembedding of normed hidden states, float32, before the model's own logit map."""
-    weight = written_matrix(layout.unembedding)
-    bias = getattr(layout.unembedding, "bias", None)
-    logits = normed.to(weight.dtype) @ weight.T
-    return wide(logits if bias is None else logits + bias)

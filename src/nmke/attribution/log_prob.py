@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.attribution.base import Readout, neuron_scores, raw_logits
+from nmke.attribution.base import Readout, neuron_scores
+from nmke.attribution.logits import raw_logits
 from nmke.models.norms import FrozenNorm
 from nmke.models.weights import DownProjection, written_matrix
 from nmke.types import Scores

@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.attribution import neuron_scores, read_out
+from nmke.attribution import neuron_scores
 from nmke.config import EditConfig
 from nmke.editors.keys import KeyPass
 from nmke.editors.memory import SolverState
 from nmke.editors.method import Method
-from nmke.editors.rows import prompt_rows, with_second_anchors
+from nmke.editors.rows import with_second_anchors
+from nmke.editors.scored_prompts import scored_prompts
 from nmke.editors.targets import Targets, optimise_targets
 from nmke.errors import NumericsError
 from nmke.masking.select import select_neurons
 from nmke.models.load import EditableModel
 from nmke.models.replay import Site
-from nmke.models.tokens import pad_batch
 from nmke.models.weights import DownProjection
 from nmke.progress import Progress, quiet
 from nmke.stats.covariance import LayerStats
@@ -145,15 +145,8 @@ def choose_neurons(
     if config.mask == "none":
         return {}, {}
     score = neuron_scores.get(config.attribution)
-    rows = [(request, row) for request in requests for row in prompt_rows(model, request, contexts)]
-    batch = pad_batch([row.ids for _, row in rows], model.encoder.pad_id, device=model.device)
-    columns, targets = None, None
-    if config.attribution_token == "subject":
-        columns = torch.tensor([row.anchor for _, row in rows], device=model.device)
-    if config.attribution_target == "new":
-        first = [model.encoder.encode_target(r.text, r.target_new)[0] for r, _ in rows]
-        targets = torch.tensor(first, device=model.device)
-    readout = read_out(model, batch, config.layers, columns, targets)
+    prompts = scored_prompts(model, requests, contexts, config.attribution_token, config.attribution_target)
+    readout = prompts.read(model, config.layers)
     masks: dict[int, NeuronMask] = {}
     summaries: dict[int, dict[str, float]] = {}
     for layer in config.layers:

@@ -9,6 +9,8 @@ score. `variant="released"` keeps the quantile with its ties, and counts by z-sc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -79,6 +81,36 @@ def select_neurons(scores: Scores, config: EditConfig, seed: int = 0) -> NeuronM
     """
     if config.mask == "none":
         raise ConfigError("mask 'none' selects nothing; leave the mask out instead")
+    sets = split_neurons(scores, config)
+    keep = _combine(sets.general, sets.specific, config, seed)
+    return NeuronMask(keep, {**sets.detail, "kept": float(keep.sum())})
+
+
+@dataclass(frozen=True)
+class NeuronSets:
+    """The two kinds of neurons of one layer.
+
+    Args:
+        general: Knowledge-general neurons, [d_mlp].
+        specific: Knowledge-specific neurons, [d_mlp].
+        detail: Entropies, ratios asked for, and how many neurons each set holds.
+    """
+
+    general: Mask
+    specific: Mask
+    detail: dict[str, float]
+
+
+def split_neurons(scores: Scores, config: EditConfig) -> NeuronSets:
+    """Knowledge-general and knowledge-specific neurons of one layer, as many as entropy decides.
+
+    Args:
+        scores: Attribution per prompt and neuron, nats.
+        config: `variant` and `temperature` decide; `mask` "fixed" takes the fixed ratios.
+
+    Raises:
+        NumericsError: If a score is not finite.
+    """
     entropies = {
         "general_entropy": general_entropy(scores, config.temperature),
         "specific_entropy": specific_entropy(scores),
@@ -90,7 +122,6 @@ def select_neurons(scores: Scores, config: EditConfig, seed: int = 0) -> NeuronM
         general_ratio, specific_ratio = 0.35, 0.25  # the paper's fixed-ratio ablation
     general = _general(scores, general_ratio, variant)
     specific = _specific(scores, specific_ratio, variant)
-    keep = _combine(general, specific, config, seed)
     detail = {
         **entropies,
         "general_ratio": general_ratio,
@@ -98,10 +129,9 @@ def select_neurons(scores: Scores, config: EditConfig, seed: int = 0) -> NeuronM
         "general": float(general.sum()),
         "specific": float(specific.sum()),
         "overlap": float((general & specific).sum()),
-        "kept": float(keep.sum()),
-        "d_mlp": float(len(keep)),
+        "d_mlp": float(len(general)),
     }
-    return NeuronMask(keep, detail)
+    return NeuronSets(general, specific, detail)
 
 
 def _general(scores: Scores, ratio: float, variant: Variant) -> Mask:
@@ -125,5 +155,10 @@ def _combine(general: Mask, specific: Mask, config: EditConfig, seed: int) -> Ma
     if config.mask == "random":
         count = int(union.sum()) if config.ratio is None else max(1, round(config.ratio * len(union)))
         return random_mask(len(union), count, seed).to(union.device)
-    chosen = {"general": general, "specific": specific, "overlap": general & specific}
+    chosen = {
+        "general": general,
+        "specific": specific,
+        "overlap": general & specific,
+        "non-overlap": general ^ specific,
+    }
     return chosen.get(config.mask, union)
