@@ -36,17 +36,15 @@ RESAMPLES = 200
 
 def ranked(scores: dict[int, Scores], seed: int) -> Json:
     """Depth of the paper's sets at several sizes."""
-    found: Json = {}
     total = sum(layer.shape[1] for layer in scores.values())
-    for share in SHARES:
-        count = max(1, round(share * total))
-        profiles = depth_profiles(scores, count, resamples=RESAMPLES, seed=seed)
-        both = by_layer_counts(top_general(scores, count), top_specific(scores, count))
-        found[str(share)] = {
-            "neurons": count,
-            "overlap": sum(both),
-            **{kind: asdict(profile) for kind, profile in profiles.items()},
-        }
+    sizes = [max(1, round(share * total)) for share in SHARES]
+    found: Json = {}
+    for share, size, profiles in zip(
+        SHARES, sizes, depth_profiles(scores, sizes, resamples=RESAMPLES, seed=seed), strict=True
+    ):
+        both = by_layer_counts(top_general(scores, size), top_specific(scores, size))
+        kinds = {kind: asdict(profile) for kind, profile in profiles.items()}
+        found[str(share)] = {"neurons": size, "overlap": sum(both), **kinds}
     return found
 
 
@@ -59,30 +57,24 @@ def recurring(scores: dict[int, Scores], seed: int) -> Json:
     top.scatter_(1, table.topk(round(0.01 * table.shape[1]), dim=1).indices, True)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(table), (RESAMPLES, len(table)), generator=generator)
+    rows = torch.cat([torch.arange(len(table))[None], draws])  # the facts themselves, then the samples
+    weights = torch.zeros(len(rows), len(table)).scatter_add_(1, rows, torch.ones_like(rows).float())
+    often = weights @ top.float() / len(table)  # [draws, neurons]: share of the facts
     depth = torch.linspace(0, 1, len(sizes), dtype=torch.float64)
-    found: Json = {}
-    kinds = {
-        "general": lambda share: share >= OFTEN,
-        "specific": lambda share: (share > 0) & (share < SELDOM),
+    kinds = {"general": often >= OFTEN, "specific": (often > 0) & (often < SELDOM)}
+    return {kind: _recurring(keep, owner, depth) for kind, keep in kinds.items()}
+
+
+def _recurring(keep: torch.Tensor, owner: torch.Tensor, depth: torch.Tensor) -> Json:
+    counts = torch.stack([torch.bincount(owner[row], minlength=len(depth)) for row in keep]).double()
+    share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    low, high = (share[1:] @ depth).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {
+        "neurons": int(counts[0].sum()),
+        "counts": counts[0].int().tolist(),
+        "centre": [float(share[0] @ depth), low, high],
+        "top_third": float(share[0, 2 * len(depth) // 3 :].sum()),
     }
-    for kind, wanted in kinds.items():
-        keep = wanted(top.float().mean(dim=0))
-        counts = torch.bincount(owner[keep], minlength=len(sizes)).double()
-        centres = []
-        for draw in draws:
-            drawn = torch.bincount(
-                owner[wanted(top[draw].float().mean(dim=0))], minlength=len(sizes)
-            ).double()
-            centres.append(float(drawn @ depth / drawn.sum().clamp(min=1)))
-        edges = torch.tensor(centres, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975]).double())
-        share = counts / counts.sum().clamp(min=1)
-        found[kind] = {
-            "neurons": int(counts.sum()),
-            "counts": counts.int().tolist(),
-            "centre": [float(share @ depth), *edges.tolist()],
-            "top_third": float(share[2 * len(sizes) // 3 :].sum()),
-        }
-    return found
 
 
 def main() -> None:

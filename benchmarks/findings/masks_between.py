@@ -1,6 +1,6 @@
 """How different are the masks of paraphrases, of facts of one relation, and of different relations?
 
-Sixty CounterFact facts per seed (ten relations, six facts each), every fact asked by its prompt and its two true
+Forty CounterFact facts per seed (ten relations, four facts each), every fact asked by its prompt and its two true
 paraphrases, each behind the six contexts that an edit uses. A mask per prompt and layer (4 to 8), drawn as an
 edit draws it (union of general and specific), and besides the 153 neurons (10 %) of highest mean score. Jaccard
 index of two masks, set against what two random masks of the same sizes would have: 0 means chance, 1 the same.
@@ -27,7 +27,7 @@ from nmke.types import EditRequest, Mask
 from record import write_record
 
 LAYERS = (4, 5, 6, 7, 8)
-RELATIONS, EACH = 10, 6
+RELATIONS, EACH = 10, 4
 SETTINGS = (("lps", "last"), ("mpc", "subject"))
 PAIRS = 300  # most pairs of a kind
 TOP = 0.1

@@ -1,7 +1,7 @@
 """Which cheap score tells best which neurons matter? Rank correlation with ablation, stability, cost.
 
 The truth: what the model's own answer loses in log-probability when one neuron is silent at the scored token,
-for 256 neurons drawn at random from each of six layers, 16 CounterFact facts per seed, bare prompts. Each metric
+for 192 neurons drawn at random from each of six layers, 12 CounterFact facts per seed, bare prompts. Each metric
 is compared with it per fact and layer: Spearman correlation (signed, and of sizes), and recall of the truth's
 top 10 % (chance is 10 %). Stability: Spearman correlation of a metric's scores between a fact's prompt and its two
 paraphrases, set against that between different facts of other relations. Cost: seconds per prompt and layer.
@@ -26,7 +26,7 @@ from nmke.types import Scores
 from record import write_record
 
 LAYERS = (2, 5, 8, 14, 20, 27)
-FACTS, NEURONS, TOP = 16, 256, 0.1
+FACTS, NEURONS, TOP = 12, 192, 0.1
 CHEAP = ("lps", "psa", "mpc", "contribution", "gradient", "integrated")
 TOKENS = ("last", "subject")
 PARAPHRASED = 40

@@ -1,6 +1,6 @@
 """What do sets, metrics, temperature, amplification, ratio range and layers mean for the edits themselves?
 
-Thirty CounterFact facts per seed, one batch, layers 4 to 8. The target values are found once per seed (and choice
+Twenty CounterFact facts per seed, one batch, layers 4 to 8. The target values are found once per seed (and choice
 of layers); every setting then solves for the same targets, `nmke`'s in-solve placement, so that the mask is all that
 differs. Controls: no mask, and random masks of the same sizes. Teacher-forced reliability, generalization (two
 true paraphrases) and locality (four neighbours each) right after the batch, perplexity on the
@@ -39,7 +39,7 @@ from nmke.stats.store import StatsStore
 from nmke.types import EditRequest
 from record import write_record
 
-FACTS, NEIGHBOURS = 30, 4
+FACTS, NEIGHBOURS = 20, 4
 EDITED = (4, 5, 6, 7, 8)
 ELSEWHERE = ((12, 13, 14, 15, 16), (20, 21, 22, 23, 24))
 SUBJECT = {"attribution": "mpc", "attribution_token": "subject"}

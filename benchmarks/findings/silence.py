@@ -4,7 +4,7 @@ The claim (NMKE, arXiv:2510.22139): silencing the top-k knowledge-general neuron
 silencing specific or random ones. Neurons are ranked over all layers by the paper's score (log-probability
 increase at the last token) on 100 CounterFact facts of the seed; k = 10 and 50 of 46,080. Asked afterwards: 200
 of the 1,516 MMLU questions (zero-shot, the likeliest of the letters A to D; the same 200 for both seeds, none
-over 200 tokens), 400 known true facts (first token of the answer) and perplexity on 3,000 tokens of WikiText-2.
+over 150 tokens), 300 known true facts (first token of the answer) and perplexity on 2,000 tokens of WikiText-2.
 This model answers MMLU near chance, so that accuracy there has little to lose: the mean log-probability of the
 right letter, the known facts and the perplexity are read beside it. Losses are paired by question.
 
@@ -34,9 +34,9 @@ from nmke.types import Mask, Scores
 from record import write_record
 
 SIZES = (10, 50)
-KINDS = ("general", "specific", "random", "random again")
-FACTS, QUESTIONS, KNOWN, TOKENS = 100, 200, 400, 3000
-LONGEST = 200  # tokens of a question
+KINDS = ("general", "specific", "random")
+FACTS, QUESTIONS, KNOWN, TOKENS = 100, 200, 300, 2000
+LONGEST = 150  # tokens of a question
 LETTERS = ["A", "B", "C", "D"]
 
 

@@ -89,7 +89,7 @@ def silence(found: Json) -> None:
     measures = ("mmlu", "mmlu_log_prob", "known", "known_log_prob", "text_log_prob")
     rows = []
     for size, cells in found["cells"].items():
-        for kind in ("general", "specific", "random", "random again"):
+        for kind in ("general", "specific", "random"):
             lost = [
                 seeds(cells, partial(of, form=forms.get(name, "{:.3f}")), kind, "measures", name, "lost")
                 for name in measures

@@ -347,4 +347,12 @@ def test_a_map_that_mixes_channels_behind_the_down_projection_is_refused():
 def test_unknown_score_names_the_nearest():
     with pytest.raises(ConfigError, match="unknown attribution score 'lsp'; did you mean 'lps'"):
         neuron_scores.get("lsp")
-    assert neuron_scores.names() == ("mpc", "lps", "psa")
+    assert set(neuron_scores.names()) == {
+        "ablation",
+        "contribution",
+        "gradient",
+        "integrated",
+        "lps",
+        "mpc",
+        "psa",
+    }

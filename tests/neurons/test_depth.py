@@ -32,14 +32,14 @@ def test_ties_go_to_the_higher_mean_score():
 
 
 def test_profile_of_a_set_in_the_last_layer():
-    found = depth_profiles(placed({3: [0, 1]}), 2, resamples=20)["general"]
+    found = depth_profiles(placed({3: [0, 1]}), [2], resamples=20)[0]["general"]
     assert found.counts == (0, 0, 0, 2) and found.shares == (0, 0, 0, 1)
     assert found.centre == (1.0, 1.0, 1.0) and found.top_third[0] == 1.0
     assert found.evenness == pytest.approx(0.0, abs=1e-12)
 
 
 def test_profile_of_a_set_spread_evenly():
-    found = depth_profiles(placed({layer: [2] for layer in range(4)}), 4, resamples=20)["general"]
+    found = depth_profiles(placed({layer: [2] for layer in range(4)}), [4], resamples=20)[0]["general"]
     assert found.counts == (1, 1, 1, 1) and found.centre[0] == pytest.approx(0.5)
     assert found.evenness == pytest.approx(1.0)
 
@@ -48,10 +48,10 @@ def test_intervals_hold_the_mean_and_widen_with_disagreement():
     scores = placed({}, facts=12)
     for fact in range(12):  # half of the facts live in the first layer, half in the last
         scores[0 if fact % 2 else 3][fact] = torch.rand(5, generator=torch.Generator().manual_seed(fact)) + 1
-    found = depth_profiles(scores, 4, resamples=200, seed=1)["specific"]
+    found = depth_profiles(scores, [4], resamples=200, seed=1)[0]["specific"]
     mean, low, high = found.centre
     assert low < mean < high and high - low > 0.1
-    again = depth_profiles(scores, 4, resamples=200, seed=1)["specific"]
+    again = depth_profiles(scores, [4], resamples=200, seed=1)[0]["specific"]
     assert again == found
 
 

@@ -28,7 +28,8 @@ WORDS = 44
 def neurons(
     source: options.Source,
     facts: Annotated[
-        Path | None, typer.Option("-f", "--facts", help="Facts to look for (default: those that ship here).")
+        Path | None,
+        typer.Option("-f", "--facts", help="Facts to look for (default: the run's, else the bundled ones)."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Only the first N facts.")] = 10,
     metric: Annotated[
@@ -64,15 +65,16 @@ def neurons(
         temperature=temperature,
     )
     metrics = read_metrics(metric)
-    requests = _facts(facts, limit)
+    requests = None if facts is None else read_file(facts, limit)
     chosen = None if layers == ALL else parse_layers(layers)
     asked = Asked(config, metrics, chosen, bare, share, shown)
     if is_run(source):
         with closing(open_run(Path(source), device)) as session:
-            found = look(session.model, requests, session.folder.contexts, asked)
+            held = requests or session.active_requests()[:limit] or _bundled(limit)
+            found = look(session.model, held, asked, session.folder.contexts, session.config.layers)
     else:
         model = load(source, Loading(dtype, device))
-        found = look(model, requests, None, asked)
+        found = look(model, requests or _bundled(limit), asked)
     if output is not None:
         output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         note(f"record written to {output}")
@@ -101,24 +103,30 @@ def read_metrics(text: str) -> tuple[str, ...]:
         ConfigError: If one is unknown; names the nearest.
     """
     from nmke.attribution import neuron_scores
-    from nmke.neurons import survey
+    from nmke.neurons.survey import QUICK as QUICK_METRICS
+    from nmke.neurons.survey import fast_metrics
 
     names = [name.strip() for name in text.split(",") if name.strip()] or [QUICK]
-    groups = {QUICK: survey.QUICK, ALL: survey.fast_metrics()}
+    groups = {QUICK: QUICK_METRICS, ALL: fast_metrics()}
     chosen = [one for name in names for one in groups.get(name, (name,))]
     return tuple(dict.fromkeys(neuron_scores.entry(name).name for name in chosen))
 
 
 def look(
-    model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str] | None, asked: Asked
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    asked: Asked,
+    contexts: Sequence[str] | None = None,
+    edited: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The record of a survey of `model`.
 
     Args:
         model: The model, edited or not.
         requests: The facts to look for.
-        contexts: The run's prefixes; None to write them now.
         asked: What is wanted.
+        contexts: The run's prefixes; None to write them now.
+        edited: The layers that the run edits; None for the default ones.
     """
     from nmke.editors.contexts import write_contexts
     from nmke.editors.pipeline import default_layers
@@ -135,7 +143,7 @@ def look(
         found,
         requests,
         asked.config,
-        default_layers(model.layout.n_layers),
+        edited or default_layers(model.layout.n_layers),
         share=asked.share,
         shown=asked.shown,
         texts=heldout_texts(),
@@ -148,9 +156,7 @@ def _check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
         raise ConfigError(f"layer {wrong[0]} was asked for; this model has 0 to {n_layers - 1}")
 
 
-def _facts(facts: Path | None, limit: int) -> list[EditRequest]:
-    if facts is not None:
-        return read_file(facts, limit)
+def _bundled(limit: int) -> list[EditRequest]:
     from nmke.facts import bundled_facts
 
     return list(bundled_facts()[:limit])
@@ -180,8 +186,9 @@ def _show(found: dict[str, Any]) -> None:
     note(
         f"* edited by default; top: how much of the model's top {share} of neurons of that kind lies in the layer"
     )
-    columns = ("seconds", "general: depth", "specific: depth")
-    table(("metric", *columns), [_metric_row(name, one) for name, one in metrics.items()], right=columns)
+    metric_columns = ("seconds", "general: depth", "specific: depth")
+    metric_rows = [_metric_row(name, one) for name, one in metrics.items()]
+    table(("metric", *metric_columns), metric_rows, right=metric_columns)
     note("depth: of that top, 0 the first layer, 1 the last, 0.5 spread evenly; 95 % intervals over facts")
     for one in found["neurons"]:
         _show_neuron(one, first)

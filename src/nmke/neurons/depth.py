@@ -6,7 +6,7 @@ concentrate. Here one ranking runs over the neurons of every layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,33 +61,39 @@ def by_layer_counts(first: Mapping[int, Mask], second: Mapping[int, Mask]) -> li
 
 
 def depth_profiles(
-    scores: Mapping[int, Scores], count: int, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, DepthProfile]:
-    """Depth of the top `count` general and specific neurons.
+    scores: Mapping[int, Scores], sizes: Sequence[int], *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[dict[str, DepthProfile]]:
+    """Depth of the top general and specific neurons, for each size of the sets.
 
     Args:
         scores: Per layer, one row per fact: rows are what is resampled.
-        count: Size of either set.
+        sizes: How many neurons of all layers either set holds.
         resamples: Bootstrap samples of the facts.
         seed: Of the resampling.
     """
-    table = _joined(scores)
+    table = _joined(scores).double()
     owner = torch.cat([torch.full((found.shape[1],), i) for i, found in enumerate(scores.values())])
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(table), (resamples, len(table)), generator=generator)
-    rankings = {"general": _general_ranking, "specific": specific_scores}
-    found = {}
-    for kind, ranking in rankings.items():
-        point = _counts(ranking(table), count, owner, len(scores))
-        sampled = torch.stack([_counts(ranking(table[draw]), count, owner, len(scores)) for draw in draws])
-        found[kind] = _profile(tuple(scores), point, sampled)
-    return found
+    rows = torch.cat([torch.arange(len(table))[None], draws])  # the facts themselves, then the samples
+    weights = torch.zeros(len(rows), len(table), dtype=torch.float64)
+    weights.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
+    rankings = {
+        "general": _with_ties(weights @ (table > 0).double(), weights @ table / len(table)),
+        "specific": torch.stack([table[row].amax(dim=0) for row in rows]),
+    }
+    layers = tuple(scores)
+    return [
+        {kind: _profile(layers, _counts(found, size, owner, len(layers))) for kind, found in rankings.items()}
+        for size in sizes
+    ]
 
 
-def _general_ranking(table: Table) -> Float[Tensor, " neurons"]:
-    """Prompts in which a neuron counts, the mean score deciding among equals."""
-    mean = table.double().mean(dim=0)
-    return general_scores(table) + 0.5 * mean / mean.abs().max().clamp(min=1e-30)
+def _with_ties(
+    counts: Float[Tensor, "draws neurons"], means: Float[Tensor, "draws neurons"]
+) -> Float[Tensor, "draws neurons"]:
+    """Counts of prompts, the mean score deciding among equals."""
+    return counts + 0.5 * means / means.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
 
 
 def _joined(scores: Mapping[int, Scores]) -> Table:
@@ -103,16 +109,16 @@ def _per_layer(keep: Mask, scores: Mapping[int, Scores]) -> dict[int, Mask]:
 
 
 def _counts(
-    ranking: Float[Tensor, " neurons"], count: int, owner: Int[Tensor, " neurons"], layers: int
-) -> Float[Tensor, " layers"]:
-    best = ranking.topk(min(count, len(ranking))).indices
-    return torch.bincount(owner[best], minlength=layers).double()
+    rankings: Float[Tensor, "draws neurons"], size: int, owner: Int[Tensor, " neurons"], layers: int
+) -> Float[Tensor, "draws layers"]:
+    """Neurons per layer among each ranking's best."""
+    best = rankings.topk(min(size, rankings.shape[1]), dim=1).indices
+    return torch.stack([torch.bincount(owner[row], minlength=layers) for row in best]).double()
 
 
-def _profile(
-    layers: tuple[int, ...], point: Float[Tensor, " layers"], sampled: Float[Tensor, "draws layers"]
-) -> DepthProfile:
-    """Shares and summaries of a set, with intervals from its resampled counts."""
+def _profile(layers: tuple[int, ...], counts: Float[Tensor, "draws layers"]) -> DepthProfile:
+    """Shares and summaries of a set; the first row holds its own counts, the others the resampled ones."""
+    point, sampled = counts[0], counts[1:]
     depth = torch.linspace(0, 1, len(layers), dtype=torch.float64)
     top = (torch.arange(len(layers)) >= len(layers) - max(1, round(len(layers) / 3))).double()
     share, shares = point / point.sum(), sampled / sampled.sum(dim=1, keepdim=True)

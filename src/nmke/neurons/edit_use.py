@@ -87,7 +87,7 @@ def _layer_use(layer: int, write: LayerWrite, edit: int, count: int) -> LayerUse
     ranked = parts.argsort(descending=True, stable=True)
     sums = parts[ranked].cumsum(0)
     place = {int(neuron): column for column, neuron in enumerate(write.before.index.tolist())}
-    named = [int(i) for i in ranked[:count] if int(i) in place]
+    named = [int(i) for i in ranked if int(i) in place][:count]
     return LayerUse(
         layer,
         len(key),

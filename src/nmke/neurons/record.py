@@ -119,7 +119,7 @@ def _metric(name: str, found: Survey, config: EditConfig, share: float) -> dict[
     scores = found.scores[name]
     facts = by_fact(scores, found.facts)
     count = max(1, round(share * sum(layer.shape[1] for layer in scores.values())))
-    profiles = depth_profiles(facts, count)
+    (profiles,) = depth_profiles(facts, [count])
     overlap = by_layer_counts(top_general(facts, count), top_specific(facts, count))
     return {
         "unit": UNITS.get(name, ""),

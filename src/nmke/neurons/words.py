@@ -67,7 +67,7 @@ def promoted_tokens(
     layout = model.layout
     norm = FrozenNorm.probe(layout.final_norm, layout.d_model)
     unembedding = wide(written_matrix(layout.unembedding))
-    weighted = wide(values) * norm.weight.to(unembedding)
+    weighted = values.to(unembedding) * norm.weight.to(unembedding)
     found = []
     for row in weighted.split(64):
         logits = row @ unembedding.T
