@@ -33,14 +33,15 @@ MODEL = "smollm2-135m"
 FACTS = "counterfact_full500.jsonl"
 SHUFFLE = 20_251_022  # the same order of facts in every finding
 SEEDS = (0, 1)
+LAYERS_AT_ONCE = 6
 DONE = REPOSITORY / "build" / "findings"
 Json = dict[str, Any]
 
 
-def model() -> EditableModel:
-    """The default model in float32 on one thread."""
+def model(dtype: str = "float32") -> EditableModel:
+    """The default model on one thread."""
     torch.set_num_threads(1)
-    return load_model(MODEL)
+    return load_model(MODEL, dtype=dtype)
 
 
 def need(name: str) -> Path:
@@ -96,24 +97,31 @@ def surveyed(
     path = folder / f"{metric}-{token}-{target}-{seed}-{count}.safetensors"
     if not path.is_file():
         config = EditConfig.create(attribution_token=token, attribution_target=target)
-        found = survey(lazy.model, facts(seed, count), ("",), [metric], config)
-        assert found.facts == tuple(range(count))  # one bare prompt per fact, in order
-        save_file({str(layer): scores for layer, scores in found.scores[metric].items()}, path)
-        print(f"scored {path.stem}: {found.seconds[metric]:.0f} s", flush=True)
+        every: dict[str, Scores] = {}
+        for number, layers in enumerate(chunks(range(lazy.model.layout.n_layers), LAYERS_AT_ONCE)):
+            part = folder / f"{path.stem}.part{number}.safetensors"
+            if not part.is_file():
+                found = survey(lazy.model, facts(seed, count), ("",), [metric], config, layers)
+                assert found.facts == tuple(range(count))  # one bare prompt per fact, in order
+                save_file({str(layer): scores for layer, scores in found.scores[metric].items()}, part)
+                print(f"scored {part.stem}: {found.seconds[metric]:.0f} s", flush=True)
+            every |= load_file(part)
+        save_file(every, path)
     return {int(layer): scores for layer, scores in sorted(load_file(path).items(), key=lambda p: int(p[0]))}
 
 
 class Lazy:
     """The model, loaded when first needed: a finding whose pieces are all there needs none."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32") -> None:
+        self._dtype = dtype
         self._model: EditableModel | None = None
 
     @property
     def model(self) -> EditableModel:
         """The model."""
         if self._model is None:
-            self._model = model()
+            self._model = model(self._dtype)
         return self._model
 
 

@@ -1,7 +1,7 @@
 """How different are the masks of paraphrases, of facts of one relation, and of different relations?
 
-Forty CounterFact facts per seed (ten relations, four facts each), every fact asked by its prompt and its two true
-paraphrases, each behind the six contexts that an edit uses. A mask per prompt and layer (4 to 8), drawn as an
+Thirty CounterFact facts per seed (ten relations, three facts each), every fact asked by its prompt and its two true
+paraphrases, each behind three of the contexts that an edit uses. A mask per prompt and layer (4 to 8), drawn as an
 edit draws it (union of general and specific), and besides the 153 neurons (10 %) of highest mean score. Jaccard
 index of two masks, set against what two random masks of the same sizes would have: 0 means chance, 1 the same.
 
@@ -27,7 +27,8 @@ from nmke.types import EditRequest, Mask
 from record import write_record
 
 LAYERS = (4, 5, 6, 7, 8)
-RELATIONS, EACH = 10, 4
+RELATIONS, EACH = 10, 3
+CONTEXTS = 3
 SETTINGS = (("lps", "last"), ("mpc", "subject"))
 PAIRS = 300  # most pairs of a kind
 TOP = 0.1
@@ -56,7 +57,7 @@ def asked(request: EditRequest) -> list[EditRequest]:
 def measure(model: EditableModel, seed: int, metric: str, token: str) -> Json:
     """Jaccard indices above chance of the three kinds of pairs."""
     config = EditConfig.create(attribution_token=token)
-    contexts = write_contexts(model)
+    contexts = write_contexts(model)[:CONTEXTS]
     ways = [
         (number, request.relation, way)
         for number, request in enumerate(sample(seed))
@@ -125,7 +126,7 @@ def main() -> None:
     setup = {
         "model": "smollm2-135m",
         "layers": list(LAYERS),
-        "contexts": 6,
+        "contexts": CONTEXTS,
         "pairs_per_kind": PAIRS,
         "top": TOP,
     }

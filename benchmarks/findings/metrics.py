@@ -1,10 +1,11 @@
 """Which cheap score tells best which neurons matter? Rank correlation with ablation, stability, cost.
 
 The truth: what the model's own answer loses in log-probability when one neuron is silent at the scored token,
-for 192 neurons drawn at random from each of six layers, 12 CounterFact facts per seed, bare prompts. Each metric
+for 192 neurons drawn at random from each of six layers (four at the
+subject), 12 CounterFact facts per seed, bare prompts. Each metric
 is compared with it per fact and layer: Spearman correlation (signed, and of sizes), and recall of the truth's
 top 10 % (chance is 10 %). Stability: Spearman correlation of a metric's scores between a fact's prompt and its two
-paraphrases, set against that between different facts of other relations. Cost: seconds per prompt and layer.
+paraphrases, set against that between different facts of other relations. Cost: CPU seconds per prompt for one layer.
 
     python benchmarks/findings/metrics.py
 """
@@ -12,6 +13,7 @@ paraphrases, set against that between different facts of other relations. Cost: 
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 from common import SEEDS, Json, Lazy, Pieces, estimate, facts
@@ -25,12 +27,12 @@ from nmke.neurons.agreement import spearman, top_recall
 from nmke.types import Scores
 from record import write_record
 
-LAYERS = (2, 5, 8, 14, 20, 27)
+LAYERS = {"last": (2, 5, 8, 14, 20, 27), "subject": (2, 5, 8, 14)}  # a subject's token matters early
 FACTS, NEURONS, TOP = 12, 192, 0.1
 CHEAP = ("lps", "psa", "mpc", "contribution", "gradient", "integrated")
-TOKENS = ("last", "subject")
-PARAPHRASED = 40
-STABLE_LAYERS = (5, 8, 20)
+COST_LAYER, COSTED = 8, 32  # neurons silenced to time ablation
+PARAPHRASED = 25
+STABLE_LAYERS = (5, 8)
 
 
 def truth(lazy: Lazy, seed: int, token: str, layer: int) -> Json:
@@ -39,15 +41,12 @@ def truth(lazy: Lazy, seed: int, token: str, layer: int) -> Json:
     found = survey(lazy.model, facts(seed, FACTS), ("",), CHEAP, config, [layer])
     generator = torch.Generator().manual_seed(100 * seed + layer)
     chosen = torch.randperm(lazy.model.layout.d_mlp[layer], generator=generator)[:NEURONS].sort().values
-    start = time.perf_counter()
     real = ablate(found.readout, layer, chosen)
-    seconds = (time.perf_counter() - start) / FACTS * lazy.model.layout.d_mlp[layer] / NEURONS
     scores = {name: found.scores[name][layer][:, chosen] for name in CHEAP}
     scores["coefficient size"] = scores["mpc"].abs()
     scores["random"] = torch.rand(real.shape, generator=generator)
     return {
         "effect": {"mean_abs": float(real.abs().mean()), "max": float(real.max()), "min": float(real.min())},
-        "seconds_per_prompt": {name: found.seconds[name] / FACTS for name in CHEAP} | {"ablation": seconds},
         "metrics": {name: compared(one, real) for name, one in scores.items()},
     }
 
@@ -59,6 +58,24 @@ def compared(scores: Scores, real: Scores) -> Json:
         "size": spearman(scores.abs(), real.abs()).tolist(),
         "top_recall": top_recall(scores, real, TOP).tolist(),
         "top_recall_size": top_recall(scores.abs(), real.abs(), TOP).tolist(),
+    }
+
+
+def cost(lazy: Lazy, token: str) -> Json:
+    """CPU seconds per prompt of every metric, for one layer; all layers in one pass for the gradient."""
+    layer, content = COST_LAYER, {}
+    config = EditConfig.create(attribution_token=token)
+    found = survey(lazy.model, facts(0, FACTS), ("",), (), config, [layer])
+    for name in CHEAP:
+        start = time.process_time()
+        neuron_scores.get(name)(found.readout, layer, config.amplification)
+        content[name] = (time.process_time() - start) / FACTS
+    start = time.process_time()
+    ablate(found.readout, layer, torch.arange(COSTED))
+    each = lazy.model.layout.d_mlp[layer] / COSTED
+    return {
+        "layer": layer,
+        "cpu_seconds": content | {"ablation": (time.process_time() - start) / FACTS * each},
     }
 
 
@@ -89,17 +106,17 @@ def main() -> None:
     """Measure and write the record."""
     pieces, lazy = Pieces("metrics"), Lazy()
     cells: Json = {}
-    for token in TOKENS:
+    for token, layers in LAYERS.items():
+        cells[token] = {"cost": pieces.get(f"cost-{token}", partial(cost, lazy, token))}
         for seed in SEEDS:
-            for layer in LAYERS:
+            for layer in layers:
 
                 def make(token: str = token, seed: int = seed, layer: int = layer) -> Json:
                     return truth(lazy, seed, token, layer)
 
                 found = pieces.get(f"{token}-{seed}-{layer}", make)
-                cells.setdefault(token, {}).setdefault("truth", {}).setdefault(str(seed), {})[str(layer)] = {
+                cells[token].setdefault("truth", {}).setdefault(str(seed), {})[str(layer)] = {
                     "effect": found["effect"],
-                    "seconds_per_prompt": found["seconds_per_prompt"],
                     "metrics": {
                         name: {measure: estimate(values) for measure, values in one.items()}
                         for name, one in found["metrics"].items()
@@ -115,7 +132,7 @@ def main() -> None:
         "model": "smollm2-135m",
         "facts_per_seed": FACTS,
         "neurons_per_layer": f"{NEURONS} of 1536, drawn at random",
-        "layers": list(LAYERS),
+        "layers": {token: list(layers) for token, layers in LAYERS.items()},
         "answer": "the model's own guess at the last token",
         "stability": f"{PARAPHRASED} facts, layers {list(STABLE_LAYERS)}",
         "registered": [entry.name for entry in neuron_scores],

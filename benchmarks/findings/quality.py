@@ -53,7 +53,6 @@ SCORES: dict[str, dict[str, Any]] = {
         "attribution_token": "subject",
         "attribution_target": "new",
     },
-    "contribution at last": {"attribution": "contribution", "attribution_token": "last"},
 }
 SETS = ("entropy", "general", "specific", "overlap", "non-overlap")
 
@@ -63,9 +62,9 @@ def settings() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"no mask": {"mask": "none"}}
     for name, mask in product(("mpc at subject", "lps at last"), SETS):
         found[f"{name}, {mask}"] = {**SCORES[name], "mask": mask}
-    for name in ("gradient at subject", "gradient to new answer at subject", "contribution at last"):
+    for name in ("gradient at subject", "gradient to new answer at subject"):
         found[f"{name}, entropy"] = {**SCORES[name], "mask": "entropy"}
-    for ratio in (0.15, 0.25, 0.35, 0.45):
+    for ratio in (0.15, 0.3, 0.45):
         found[f"random, {ratio:g}"] = {"mask": "random", "ratio": ratio}
     for name, setting in (("mpc at subject", SUBJECT), ("lps at last", LAST)):
         found[f"{name}, temperature 1"] = {**setting, "mask": "entropy", "temperature": 1.0}

@@ -138,9 +138,8 @@ def metrics(found: Json) -> None:
             for name in steady["0"]["metrics"]
         ]
         table(("stability", "paraphrases", "other facts"), rows)
-        costs = [one["seconds_per_prompt"] for cell in truth.values() for one in cell.values()]
-        rows = [[name, f"{sum(one[name] for one in costs) / len(costs):.3f}"] for name in costs[0]]
-        table(("cost", "seconds per prompt and layer"), rows)
+        rows = [[name, f"{value:.3f}"] for name, value in cells["cost"]["cpu_seconds"].items()]
+        table((f"cost, layer {cells['cost']['layer']}", "CPU seconds per prompt"), rows)
 
 
 def quality(found: Json) -> None:

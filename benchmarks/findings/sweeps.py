@@ -20,18 +20,18 @@ from nmke.neurons import survey
 from nmke.types import Scores
 from record import write_record
 
-FACTS, BATCH = 100, 10
+FACTS, FEWER, BATCH = 100, 40, 10  # fewer for amplification, where every setting is scored anew
 TEMPERATURES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 10_000.0)
 AMPLIFICATIONS = (1.0, 10.0, 30.0, 100.0, 300.0)
 RANGES = ("paper", "released", "fixed")
-LAYERS = (4, 8, 14, 27)  # for amplification, where every setting is scored anew
+LAYERS = (4, 8, 27)  # for amplification
 DEFAULT = EditConfig.create()
 
 
 def rows(scores: dict[int, Scores], config: EditConfig, reference: dict[int, Scores]) -> list[Json]:
     """One row per batch: means over the layers."""
     found = []
-    for batch in chunks(range(FACTS), BATCH):
+    for batch in chunks(range(len(next(iter(scores.values())))), BATCH):
         at = torch.tensor(list(batch))
         numbers = [numbers_of(scores[i][at], config, reference[i][at]) for i in scores]
         found.append({name: sum(one[name] for one in numbers) / len(numbers) for name in numbers[0]})
@@ -67,7 +67,7 @@ def temperatures(scores: dict[int, Scores]) -> Json:
 
 def amplifications(lazy: Lazy, seed: int) -> Json:
     """Every amplification, some layers."""
-    found = survey(lazy.model, facts(seed, FACTS), ("",), ["lps"], DEFAULT, LAYERS)
+    found = survey(lazy.model, facts(seed, FEWER), ("",), ["lps"], DEFAULT, LAYERS)
     content: Json = {}
     for value in AMPLIFICATIONS:
         scores = {i: neuron_scores.get("lps")(found.readout, i, value).float() for i in LAYERS}
@@ -96,7 +96,7 @@ def main() -> None:
         "facts_per_seed": FACTS,
         "batch": BATCH,
         "score": "lps at the last token",
-        "amplification_layers": list(LAYERS),
+        "amplification": f"{FEWER} facts per seed, layers {list(LAYERS)}",
     }
     print(write_record("finding_sweeps", {"setup": setup, "cells": cells}))
 
