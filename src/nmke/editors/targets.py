@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.attribution.logits import wide
+from nmke.attribution.base import wide
 from nmke.config import EditConfig
 from nmke.editors.rows import kl_row, prompt_rows
 from nmke.errors import NumericsError, RequestError
