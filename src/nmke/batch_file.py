@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -79,6 +80,16 @@ def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
     owners = tensors.pop("owners")
     kept = owners >= 0 if edit is None else owners == edit
     return {int(name.split(".")[1]): keys[kept] for name, keys in tensors.items()}
+
+
+def read_columns(path: Path) -> dict[int, tuple[Int[Tensor, " touched"], int]]:
+    """Per layer, the neurons that a batch wrote into, and how many neurons the layer has."""
+    found = {}
+    for name, index in _read(path, BATCH_SCHEMA, ("columns",)).items():
+        layer = int(name.split(".")[1])
+        with safe_open(path, framework="pt") as file:
+            found[layer] = index.long(), int(file.get_slice(f"layer.{layer}.keys").get_shape()[1])
+    return found
 
 
 def write_head(path: Path, matrices: Mapping[str, Tensor], content_hash: str) -> str:

@@ -113,6 +113,11 @@ class WeightsState:
         """Every down-projection that differs from the base, [d_model, d_mlp], by name; not cloned."""
         return {self.tensor_name(i): self.projection(i).read() for i in self._changed()}
 
+    def before_and_after(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's down-projection in the base and as it is now, [d_model, d_mlp]; neither is cloned."""
+        now = self.projection(layer).read()
+        return self._base[layer], now
+
     def changed(self) -> list[ChangedTensor]:
         """What differs from the base."""
         found = []

@@ -12,8 +12,10 @@ from nmke.cli.batches import Outcome, edit_all
 from nmke.cli.console import fact, note, say, table, working
 from nmke.cli.edit_report import health_text, print_layers
 from nmke.cli.export import agreement
+from nmke.cli.measured import measure
 from nmke.cli.opening import Loading, editing, find_place, save_recipe
 from nmke.cli.probes import probe_rows, short
+from nmke.cli.report import NAME, run_page, write_report
 from nmke.cli.scoring import print_scores
 
 if TYPE_CHECKING:
@@ -45,10 +47,12 @@ def demo(
         outcome = edit_all(session, requests)
         _show_edits(session, requests, outcome)
         _undo_and_redo(session, outcome)
+        _report(session, outcome)
         _export(session, exported)
     fact("took", f"{time.monotonic() - begun:.0f} s")
     say()
     say("Everything is in:", "bold")
+    fact("report", f"{run / NAME}   (open it in a browser: words, curves, neurons, settings)")
     fact("run", f"{run}   (record, weights before and after, settings)")
     fact("model", f"{exported}   (loads in transformers and vLLM; its README lists the changed facts)")
     say("Next:", "bold")
@@ -107,6 +111,17 @@ def _undo_and_redo(session: EditSession, outcome: Outcome) -> None:
         list(session.edit_many([record.request for record in last.edits]))
     again = session.content_hash
     fact("redo", f"content hash {again[:12]}, {'the same as before' if again == edited else 'another one'}")
+
+
+def _report(session: EditSession, outcome: Outcome) -> None:
+    """A report in the run folder; the words shown above are not asked for again if the redo led to the same model."""
+    from nmke.viz.run_record import read_run
+
+    root = session.folder.root
+    last = outcome.reports[-1].event.hash_after
+    said = (outcome.probes, outcome.before, outcome.after) if session.content_hash == last else None
+    found = measure(session, len({probe.edit_id for probe in outcome.probes}), said)
+    write_report(run_page(read_run(root), found), root / NAME)
 
 
 def _export(session: EditSession, path: Path) -> None:

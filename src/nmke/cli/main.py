@@ -30,6 +30,7 @@ from nmke.cli import (
     inspect,
     neurons,
     prepare,
+    report,
     retry,
     undo,
     verify,
@@ -89,6 +90,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "verify": verify.verify,
     "ask": ask.ask,
     "chat": ask.chat,
+    "report": report.report,
     "export": export.export,
     "apply": apply.apply,
 }

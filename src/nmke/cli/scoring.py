@@ -41,12 +41,16 @@ def base_outputs(session: EditSession, requests: Sequence[EditRequest]) -> BaseO
 def score_session(
     session: EditSession, requests: Sequence[EditRequest], protocols: Sequence[str] = ("teacher_forced",)
 ) -> ScoreTable:
-    """Scores of the session's model as it is now."""
+    """Scores of the session's model as it is now; a record of them stays in the run folder."""
     from nmke.evaluation.protocols import score
+    from nmke.evaluation.score_records import save_scores
 
     base = base_outputs(session, requests)
     with working(f"scoring {len(requests)} facts ({', '.join(protocols)})"):
-        return score(session.model, requests, base, protocols)
+        table = score(session.model, requests, base, protocols)
+    with contextlib.suppress(OSError):  # a run may be read-only
+        save_scores(session.folder.root, session.content_hash, requests, table)
+    return table
 
 
 def print_scores(table: ScoreTable) -> None:

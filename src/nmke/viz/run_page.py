@@ -1,0 +1,368 @@
+"""The report of a run: what changed in words first, then whether it lasts, what it cost, and how to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nmke.config import EditConfig
+from nmke.evaluation.metrics import contains_answer
+from nmke.viz.charts import run_figures
+from nmke.viz.figures import Figure, plain
+from nmke.viz.report import Cell, Kind, Report, Section, Table, carried
+from nmke.viz.run_record import RunRecord, facts_jsonl
+from nmke.viz.scales import label
+from nmke.viz.stability_charts import stability_figures
+
+MOST_ROWS = 500
+STREAM = ("scores", "stream", "probability", "score-stream")
+HEALTH = ("kl", "perplexity")
+NEURONS = ("neurons", "neuron-use")
+PARTS = {"edit": "the edit itself", "paraphrase": "asked in other words", "neighbour": "must stay"}
+
+
+def run_report(
+    run: RunRecord,
+    *,
+    texts: Sequence[Mapping[str, Any]],
+    stability: Mapping[str, Any],
+    neurons: Section | None = None,
+    made: str,
+) -> Report:
+    """The report of a run.
+
+    Args:
+        run: What its folder says.
+        texts: Probes with the words of the unedited and of the edited model; empty without.
+        stability: What `measure_stability` found; {} without.
+        neurons: A section on a record of `nmke neurons`, if there is one.
+        made: When and with what the report was made.
+    """
+    figures = {figure.id: figure for figure in run_figures(run)}
+    sections = [
+        _texts(texts),
+        _outcome(run, _pick(figures, STREAM)),
+        _health(run, _pick(figures, HEALTH)),
+        _weights(stability, _pick(figures, ("drift",))),
+        _neurons(run, _pick(figures, NEURONS)),
+        neurons,
+        _settings(run, _pick(figures, ("seconds",))),
+        _facts(run),
+        _again(run),
+    ]
+    facts = len(run.held)
+    return Report(
+        title=f"{run.base.name}: {facts} edited fact{'' if facts == 1 else 's'}",
+        lead=f"Run {run.name!r} on {run.base.source}, begun {run.created}.",
+        notice="Facts in this model were changed on purpose and may be wrong. Pass this report on with the model."
+        if run.batches
+        else "Nothing is edited: the model is the unedited one.",
+        tiles=_tiles(run),
+        sections=tuple(section for section in sections if section is not None),
+        made=made,
+        about=_about(run, texts, stability),
+    )
+
+
+def _pick(figures: Mapping[str, Figure], names: Sequence[str]) -> tuple[Figure, ...]:
+    return tuple(figures[name] for name in names if name in figures)
+
+
+def _tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
+    counts = {s: sum(b.count(s) for b in run.batches) for s in ("written", "failed", "known")}  # type: ignore[arg-type]  # Literal
+    given, seconds = sum(counts.values()), _seconds(run)
+    tiles = [
+        ("facts that took", f"{counts['written']} of {given - counts['known']}", _left_out(counts["known"])),
+        ("method", str(run.config.get("method", "none")), f"{len(run.batches)} batches"),
+    ]
+    if (kept := _kept(run)) is not None:
+        tiles.append(("neurons that may change", f"{kept:.0%}", "of each edited layer, mean over batches"))
+    health = run.last_health
+    if health:
+        perplexity = f"{label(health['perplexity_base'])} → {_number(health['perplexity'])}"
+        tiles.append(("health", health["status"], "; ".join(health["reasons"]) or "no limit crossed"))
+        tiles.append(("perplexity, held-out text", perplexity, "unedited → edited"))
+        if health["retention"] is not None:
+            tiles.append(
+                ("retention", f"{health['retention']:.0%}", f"of {health['asked']} earlier edits, last look")
+            )
+    if seconds is not None:
+        tiles.append(("time per edit", f"{label(seconds)} s", "edit stages only"))
+    return tuple(tiles)
+
+
+def _left_out(known: int) -> str:
+    return f"{known} more were known already" if known else "say the new answer word for word"
+
+
+def _kept(run: RunRecord) -> float | None:
+    shares = [d["kept"] / d["d_mlp"] for batch in run.batches for d in batch.per_layer("masks").values()]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _seconds(run: RunRecord) -> float | None:
+    edited = sum(batch.count("written") + batch.count("failed") for batch in run.batches)
+    total = sum(sum((batch.event.body.get("seconds") or {}).values()) for batch in run.batches)
+    return total / edited if edited else None
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else label(value)
+
+
+def _texts(texts: Sequence[Mapping[str, Any]]) -> Section | None:
+    if not texts:
+        return None
+    rows = tuple(
+        (
+            PARTS.get(probe["kind"], probe["kind"]),
+            probe["prompt"],
+            probe["before"]["text"] or "(nothing)",
+            Cell(probe["after"]["text"] or "(nothing)", _verdict(probe)),
+            probe["target_new"],
+            Cell(f"{probe['before']['p_new']:.2f} → {probe['after']['p_new']:.2f}", "number"),
+        )
+        for probe in texts
+    )
+    columns = ("what", "prompt", "unedited model says", "edited model says", "new answer", "p(new answer)")
+    note = (
+        "Greedy continuation of at most 8 tokens, cut at a newline. Edits and other words: ✓ the new answer stands in "
+        "the text, ✗ it does not. What must stay: ✓ word for word as before, ✗ the new answer has leaked into it, "
+        "unmarked: other words than before. p: probability of the whole new answer, unedited → edited."
+    )
+    return Section("words", "Before and after, in words", tables=(Table("words", columns, rows, note=note),))
+
+
+def _verdict(probe: Mapping[str, Any]) -> Kind:
+    """Good, bad, or neither for a neighbour that is answered in other words."""
+    before, after = probe["before"]["text"], probe["after"]["text"]
+    answered = contains_answer(after, probe["target_new"])
+    if probe["kind"] != "neighbour":
+        return "good" if answered else "bad"
+    if before == after:
+        return "good"
+    return "bad" if answered and not contains_answer(before, probe["target_new"]) else "text"
+
+
+def _outcome(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
+    if not figures:
+        return None
+    tables = []
+    now = [record for record in run.scores if record.content_hash == run.content_hash]
+    rows = tuple(
+        (
+            scores["version"],
+            name.replace("_", " "),
+            Cell(f"{scores[name]:.3f}", "number"),
+            Cell(f"{low:.3f} to {high:.3f}", "number"),
+            Cell(str(scores["n"]), "number"),
+            Cell(str(scores["counts"].get(name, "")), "number"),
+        )
+        for record in now
+        for scores in record.protocols.values()
+        for name, (low, high) in scores["intervals"].items()
+    )
+    if rows:
+        columns = ("protocol", "metric", "mean", "95 % interval", "facts", "prompts")
+        tables.append(Table("scores", columns, rows, "Scores after the last edit"))
+    text = () if rows else ("The model as it is now was not scored; `nmke eval RUN` does that.",)
+    failed = tuple(
+        (r.request.id, r.request.text, r.request.target_new, str(r.detail.get("reason", "")))
+        for r in run.held
+        if r.status == "failed"
+    )
+    if failed:
+        title = f"{len(failed)} facts that did not take"
+        columns = ("edit", "prompt", "new answer", "why")
+        tables.append(Table("failed", columns, failed[:MOST_ROWS], title, folded=len(failed) > 5))
+    return Section("edits", "Do the edits hold?", text, tuple(tables), figures)
+
+
+def _health(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
+    looked = [batch for batch in run.batches if batch.health]
+    if not looked:
+        return None
+    crossed = tuple(
+        (batch.event.id, Cell(str(batch.edits), "number"), Cell(batch.health["status"], "bad"), reason)
+        for batch in looked
+        for reason in batch.health["reasons"]
+    )
+    columns = ("batch", "edits so far", "status", "why")
+    tables = (Table("health", columns, crossed[-MOST_ROWS:], "Limits that were crossed"),) if crossed else ()
+    text = f"The model was looked at after {len(looked)} of {len(run.batches)} batches."
+    return Section("health", "Is the rest of the model well?", (text,), tables, figures)
+
+
+def _weights(stability: Mapping[str, Any], drift: tuple[Figure, ...]) -> Section | None:
+    layers = dict(stability.get("layers") or {})
+    if not layers and not drift:
+        return None
+    rows = tuple(
+        (
+            layer,
+            Cell(f"{numbers['changed']} of {numbers['columns']}", "number"),
+            Cell(f"{numbers['relative_norm']:.2%}", "number"),
+            Cell(label(numbers["wasserstein"]), "number"),
+            Cell(f"{numbers['cosine_mean']:.4f} ± {numbers['cosine_std']:.4f}", "number"),
+            Cell(f"{numbers['cosine_min']:.3f}", "number"),
+            Cell(f"{numbers['spectral_growth']:.3f}", "number"),
+        )
+        for layer, numbers in layers.items()
+    )
+    columns = (
+        "layer", "columns changed", "‖ΔW‖ / ‖W‖", "W₁ of column norms", "cosine, mean ± sd", "lowest cosine",
+        "σ₁ now / before",
+    )  # fmt: skip
+    note = (
+        "Each edited down-projection against the base. W₁: first Wasserstein distance between the norms of its columns "
+        "before and after, in the weights' units. Cosine: of each column before and after, over all columns. σ₁: "
+        "largest singular value."
+    )
+    tables = (Table("stability", columns, rows, note=note),) if rows else ()
+    return Section(
+        "weights", "How far did the weights move?", (), tables, (*drift, *stability_figures(stability))
+    )
+
+
+def _neurons(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
+    if not figures:
+        if not run.batches:
+            return None
+        text = f"Method {run.config.get('method')!r} used no neuron mask: every batch may write into all neurons."
+        return Section("neurons", "Which neurons carry it?", (text,))
+    text = (
+        f"Neurons were scored by {run.config.get('attribution')!r} at the {run.config.get('attribution_token')} token; "
+        f"mask {run.config.get('mask')!r}, {run.config.get('placement')}. For a map of all layers: "
+        f"`nmke neurons {run.name} -o {run.name}/neurons.json`, then this report again."
+    )
+    return Section("neurons", "Which neurons carry it?", (text,), figures=figures)
+
+
+def _settings(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
+    if not run.config:
+        return None
+    defaults = EditConfig().model_dump(mode="json")
+    rows = tuple(
+        (
+            Cell(name, "code"),
+            Cell(_value(value), "text" if value != defaults.get(name) else "quiet"),
+            Cell(_value(defaults.get(name)), "quiet"),
+            EditConfig.model_fields[name].description or "" if name in EditConfig.model_fields else "",
+        )
+        for name, value in run.config.items()
+    )
+    columns = ("setting", "value", "general default", "meaning")
+    title = f"All {len(rows)} settings of the newest batch, the method's own defaults filled in"
+    changed = [f"{name} {_value(value)}" for name, value in run.config.items() if value != defaults.get(name)]
+    text = f"Differs from the general default: {', '.join(changed) or 'nothing'}."
+    return Section(
+        "settings",
+        "Settings and cost",
+        (text,),
+        (Table("settings", columns, rows, title, folded=True),),
+        figures,
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _facts(run: RunRecord) -> Section | None:
+    if not run.held:
+        return None
+    rows = tuple(
+        (
+            record.request.id,
+            record.request.text,
+            record.request.target_true or "",
+            record.request.target_new,
+            Cell(
+                f"{record.detail['probability_before']:.2f} → {record.detail['probability_after']:.2f}",
+                "number",
+            ),
+            Cell("took", "good") if record.status == "written" else Cell("did not take", "bad"),
+        )
+        for record in run.held[:MOST_ROWS]
+    )
+    columns = ("edit", "prompt", "answer before (as stated)", "new answer", "p(new)", "state")
+    more = f", the first {MOST_ROWS}" if len(run.held) > MOST_ROWS else ""
+    title = f"{len(run.held)} facts that the model holds now{more}"
+    note = "p(new): probability of the whole new answer, before and right after the fact's own batch."
+    table = Table("facts", columns, rows, title, note, folded=len(run.held) > 12)
+    return Section("facts", "The facts", tables=(table,))
+
+
+def _again(run: RunRecord) -> Section:
+    versions = run.batches[-1].event.body.get("versions", {}) if run.batches else {}
+    rows = [
+        ("base model", run.base.source + (f", revision {run.base.revision}" if run.base.revision else "")),
+        ("base weights", Cell(run.base.fingerprint, "code")),
+        ("edited model, content hash", Cell(run.content_hash, "code")),
+        ("type of the weights", run.base.dtype),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("contexts", "\n".join(repr(context) for context in run.contexts)),
+    ]
+    history = tuple(
+        (
+            event.id,
+            event.created.replace("T", " ").removesuffix("+00:00"),
+            event.kind,
+            _what(event.kind, len(event.edits), event.body),
+            Cell(f"{event.hash_before[:12]} → {event.hash_after[:12]}", "code"),
+        )
+        for event in run.events[-MOST_ROWS:]
+    )
+    tables = (
+        Table("identity", ("what", "value"), tuple(rows)),
+        Table(
+            "history",
+            ("event", "time (UTC)", "kind", "what", "content hash"),
+            history,
+            "History",
+            folded=True,
+        ),
+    )
+    given = tuple(record for batch in run.batches for record in batch.event.edits)
+    files = carried("facts.jsonl", facts_jsonl(given), "application/jsonl") + carried(
+        "recipe.yaml", run.recipe
+    )
+    text = (
+        "On the same machine and versions the same facts, settings and seed give the same content hash; on others the "
+        "scores agree within noise. `nmke verify` recomputes every hash of this run."
+    )
+    config = " --config recipe.yaml" if run.recipe else ""
+    commands = (
+        f"nmke edit {run.base.source} --facts facts.jsonl{config} -o again",
+        f"nmke verify {run.name}",
+        f"nmke report {run.name} --format json    # every number of this report",
+    )
+    return Section("again", "Do it again", (text,), tables, commands=commands, downloads=files)
+
+
+def _what(kind: str, edits: int, body: Mapping[str, Any]) -> str:
+    if kind == "edit":
+        return f"{edits} facts"
+    undone = len(body.get("undone", []))
+    return f"{undone} batches taken back" + (f" for {body['reverted']}" if "reverted" in body else "")
+
+
+def _about(
+    run: RunRecord, texts: Sequence[Mapping[str, Any]], stability: Mapping[str, Any]
+) -> dict[str, Any]:
+    return dict(
+        plain(
+            {
+                "run": str(run.root),
+                "base": vars(run.base),
+                "content_hash": run.content_hash,
+                "config": run.config,
+                "texts": [dict(probe) for probe in texts],
+                "stability": dict(stability),
+                "health": run.last_health,
+                "scores": [vars(record) for record in run.scores],
+            }
+        )
+    )
