@@ -39,7 +39,8 @@ def test_ticks_are_inside_evenly_spaced_and_told_apart(low: float, width: float)
         (1.025, 0.025, False, "1.025"),
         (1234.0, 0.0, False, "1\u202f234"),
         (123456.0, 0.0, False, "1.2e5"),
-        (0.0001, 0.0, False, "1e-4"),
+        (0.0001, 0.0, False, "1e−4"),
+        (-0.5, 0.25, False, "−0.50"),
         (0.12345, 0.0, False, "0.123"),
         (5.0, 1.0, False, "5"),
     ],
@@ -59,6 +60,7 @@ def test_logarithmic_axes() -> None:
     assert [name for _, name in log.ticks()] == ["1", "10", "100", "1\u202f000"]
     assert [value for value, _ in scale(1.0, 4.0, log=True).ticks()] == [1.0, 2.0]
     assert [name for _, name in scale(1.0, 4.0, log=True).ticks()] == ["1", "2"]
+    assert [name for _, name in scale(0.4, 2.5, log=True).ticks()] == ["0.5", "1", "2"]
     assert log(0.0) == 0.0  # what is not positive stays at the lower end
 
 

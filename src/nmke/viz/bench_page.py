@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nmke.bench.record import CellRecord, Checkpoint, Score
-from nmke.viz.figures import Axis, Figure, Series, Value
+from nmke.viz.figures import Axis, Figure, Series, Value, share
 from nmke.viz.report import Cell, Report, Section, Table
 from nmke.viz.scales import label
 
@@ -14,7 +14,6 @@ PROTOCOL = "teacher_forced"
 METRICS = ("reliability", "generalization", "locality")
 MOST_CURVES = 6
 FIRST = ("nmke", "alphaedit")  # drawn whenever there are more methods than curves
-SHARE = {"low": 0.0, "high": 1.0, "percent": True}
 
 Group = list[CellRecord]
 Measure = Callable[[Checkpoint], Value]
@@ -75,7 +74,7 @@ def _section(key: tuple[str, str, int], cells: Group, *, several: bool) -> Secti
 
 
 def _table(cells: Group, prefix: str) -> Table:
-    rows = []
+    rows: list[tuple[Cell | str, ...]] = []
     for cell in cells:
         point = cell.last
         state = Cell(cell.status, "good" if cell.status == "done" else "bad")
@@ -149,7 +148,7 @@ def _now(cells: Group, metric: str, prefix: str) -> Figure | None:
         f"{prefix}{metric}",
         metric.capitalize(),
         f"Mean over facts after {span} edits; lines: 95 % bootstrap intervals.{each}",
-        Axis(f"{metric} (mean over facts)", **SHARE),
+        share(f"{metric} (mean over facts)"),
         Axis("", categories=tuple(labels)),
         series,
     )
@@ -183,9 +182,13 @@ def _curve(
     if not any(value is not None for line in series for value in line.y):
         return None
     left = len(_labels(cells)) - len(shown)
-    others = f" {left} further methods are in the table and in the CSV files." if left > 0 else ""
-    bands = " Bands: the seeds' 95 % intervals, from the lowest end to the highest." if ends else ""
-    caption = f"Line: mean over seeds.{bands}{others}"
+    others = f"{left} further methods are in the table and in the CSV files." if left > 0 else ""
+    seeds = len({cell.identity.seed for cell in cells})
+    bands = "Bands: 95 % intervals" + (
+        "; of several seeds from the lowest end to the highest. " if seeds > 1 else ". "
+    )
+    means = f"Lines: means over {seeds} seeds. " if seeds > 1 else ""
+    caption = f"{', '.join(shown)}. {means}{bands if ends else ''}{others}".strip()
     return Figure(
         id_,
         title[:1].upper() + title[1:] + " over the stream",
@@ -284,7 +287,7 @@ CURVES: tuple[tuple[str, str, Axis, Measure], ...] = (
 
 
 def _share_axis() -> Axis:
-    return Axis("mean over facts, after the last edit", **SHARE)
+    return share("mean over facts, after the last edit")
 
 
 def _mean(values: Sequence[Value]) -> Value:

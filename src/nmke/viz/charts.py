@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from nmke.viz.figures import Axis, Figure, Heat, Series, Value, ordered, wilson
+from nmke.viz.figures import Axis, Figure, Heat, Series, Value, ordered, share, wilson
 from nmke.viz.run_record import Batch, NeuronUse, RunRecord
 
 MOST_POINTS = 160
 EDITS = Axis("edits so far", whole=True)
-SHARE = {"low": 0.0, "high": 1.0, "percent": True}
 
 
 def run_figures(run: RunRecord) -> list[Figure]:
@@ -65,7 +64,7 @@ def scores_figure(run: RunRecord) -> Figure | None:
         "Scores of the model as it is now",
         f"Dot: mean over facts; line: 95 % bootstrap interval; {counts}. Locality is agreement with the unedited "
         "model on the neighbours. Three protocols measure three things: do not compare them with each other.",
-        Axis("mean over facts", **SHARE),
+        share("mean over facts"),
         Axis("", categories=tuple(row[1].replace("_", " ") for row in rows)),
         tuple(series),
     )
@@ -106,7 +105,7 @@ def taken_figure(run: RunRecord) -> Figure:
         "share of answer tokens still right for up to 20 earlier edits drawn at random after each batch. "
         "Bands: 95 % Wilson intervals.",
         EDITS,
-        Axis("share of facts", **SHARE),
+        share("share of facts"),
         tuple(series),
     )
 
@@ -137,7 +136,7 @@ def probability_figure(run: RunRecord) -> Figure | None:
         f"Of the whole new answer behind the prompt, for the {len(rows)} facts that were written; measured by the "
         f"model at that time.{thinned}",
         Axis("edit", whole=True),
-        Axis("probability of the new answer", **SHARE),
+        share("probability of the new answer"),
         series,
     )
 
@@ -170,7 +169,7 @@ def score_stream_figure(run: RunRecord) -> Figure | None:
         "Protocol teacher_forced/1, on the facts that were scored at that time (they may differ from point to point). "
         "Bands: 95 % bootstrap intervals.",
         EDITS,
-        Axis("mean over facts", **SHARE),
+        share("mean over facts"),
         series,
     )
 
@@ -282,7 +281,7 @@ def neurons_figure(run: RunRecord) -> Figure | None:
     per_layer = {layer: [mask[layer] for mask in masks if layer in mask] for layer in layers}
     kept = _mean_share(per_layer, lambda d: d["kept"])
     overlap = _mean_share(per_layer, lambda d: d["overlap"])
-    parts = (
+    parts: tuple[tuple[str, tuple[Value, ...]], ...] = (
         ("general only", _mean_share(per_layer, lambda d: d["general"] - d["overlap"])),
         ("general and specific", overlap),
         ("specific only", _mean_share(per_layer, lambda d: d["specific"] - d["overlap"])),
@@ -337,11 +336,11 @@ def _share_between(use: NeuronUse, edges: Sequence[tuple[int, int]]) -> tuple[Va
 
 def _chance_between(use: NeuronUse, edges: Sequence[tuple[int, int]]) -> tuple[float, ...]:
     """The same if every batch had chosen as many neurons at random: a binomial with the mean share."""
-    share = float(use.counts.double().mean()) / use.batches
+    chosen = use.counts.double().mean() / use.batches
     counts = torch.arange(use.batches + 1, dtype=torch.float64)
     n = torch.tensor(float(use.batches), dtype=torch.float64)
     ways = torch.lgamma(n + 1) - torch.lgamma(counts + 1) - torch.lgamma(n - counts + 1)
-    log_p = ways + torch.xlogy(counts, torch.tensor(share)) + torch.xlogy(n - counts, torch.tensor(1 - share))
+    log_p = ways + torch.xlogy(counts, chosen) + torch.xlogy(n - counts, 1 - chosen)
     return tuple(float(log_p.exp()[a : b + 1].sum()) for a, b in edges)
 
 

@@ -34,6 +34,11 @@ class Axis:
     whole: bool = False
 
 
+def share(label: str) -> Axis:
+    """An axis of shares from 0 to 100 %."""
+    return Axis(label, low=0.0, high=1.0, percent=True)
+
+
 @dataclass(frozen=True)
 class Series:
     """One set of marks; `None` or a number that is not finite is a gap.

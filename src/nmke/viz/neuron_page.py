@@ -55,7 +55,8 @@ def neuron_section(record: Mapping[str, Any]) -> Section:
         text = (
             f"{len(record['facts'])} facts, {len(record['prompts'])} prompts, scored at the "
             f"{record['settings']['token']} token for the {record['settings']['target']} answer; "
-            f"{model['name']}, {model['n_layers']} layers. Edits write to layers {', '.join(map(str, model['edited_layers']))}."
+            f"{model['name']}, {model['n_layers']} layers. "
+            f"Edits write to layers {', '.join(map(str, model['edited_layers']))}."
         )
         tables = (_described(record["neurons"], first),) if record["neurons"] else ()
     except (KeyError, StopIteration, TypeError, IndexError) as error:

@@ -121,7 +121,7 @@ def _heat(axes: Axes, figure: Figure, heat: Heat) -> None:
 
 
 def _axes(axes: Axes, figure: Figure) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlabel(figure.x.label)
     axes.set_ylabel(figure.y.label)
@@ -136,8 +136,9 @@ def _axes(axes: Axes, figure: Figure) -> None:
         if axis.percent:
             drawn.set_major_formatter(FuncFormatter(lambda value, _: label(value, percent=True)))
         elif axis.whole:
-            drawn.get_major_locator().set_params(integer=True)
+            drawn.set_major_locator(MaxNLocator(integer=True))
     if figure.y.categories and figure.heat is None:
         axes.set_ylim(len(figure.y.categories) - 0.5, -0.5)
-    axes.grid(visible=figure.heat is None, axis="x" if figure.y.categories else "y", color="#e6e9ee")
-    axes.set_axisbelow(True)
+    if figure.heat is None:
+        axes.grid(axis="x" if figure.y.categories else "y", color="#e6e9ee")
+        axes.set_axisbelow(True)

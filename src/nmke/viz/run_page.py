@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nmke.active_edits import Status
 from nmke.config import EditConfig
 from nmke.evaluation.metrics import contains_answer
 from nmke.viz.charts import run_figures
@@ -15,6 +16,7 @@ from nmke.viz.scales import label
 from nmke.viz.stability_charts import stability_figures
 
 MOST_ROWS = 500
+STATUSES: tuple[Status, ...] = ("written", "failed", "known")
 STREAM = ("scores", "stream", "probability", "score-stream")
 HEALTH = ("kl", "perplexity")
 NEURONS = ("neurons", "neuron-use")
@@ -69,7 +71,7 @@ def _pick(figures: Mapping[str, Figure], names: Sequence[str]) -> tuple[Figure, 
 
 
 def _tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
-    counts = {s: sum(b.count(s) for b in run.batches) for s in ("written", "failed", "known")}  # type: ignore[arg-type]  # Literal
+    counts = {status: sum(b.count(status) for b in run.batches) for status in STATUSES}
     given, seconds = sum(counts.values()), _seconds(run)
     tiles = [
         ("facts that took", f"{counts['written']} of {given - counts['known']}", _left_out(counts["known"])),
@@ -173,8 +175,8 @@ def _outcome(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
     )
     if failed:
         title = f"{len(failed)} facts that did not take"
-        columns = ("edit", "prompt", "new answer", "why")
-        tables.append(Table("failed", columns, failed[:MOST_ROWS], title, folded=len(failed) > 5))
+        heads = ("edit", "prompt", "new answer", "why")
+        tables.append(Table("failed", heads, failed[:MOST_ROWS], title, folded=len(failed) > 5))
     return Section("edits", "Do the edits hold?", text, tuple(tables), figures)
 
 
@@ -241,7 +243,7 @@ def _neurons(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
 def _settings(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
     if not run.config:
         return None
-    defaults = EditConfig().model_dump(mode="json")
+    defaults = EditConfig.create().model_dump(mode="json")
     rows = tuple(
         (
             Cell(name, "code"),
@@ -297,7 +299,7 @@ def _facts(run: RunRecord) -> Section | None:
 
 def _again(run: RunRecord) -> Section:
     versions = run.batches[-1].event.body.get("versions", {}) if run.batches else {}
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         ("base model", run.base.source + (f", revision {run.base.revision}" if run.base.revision else "")),
         ("base weights", Cell(run.base.fingerprint, "code")),
         ("edited model, content hash", Cell(run.content_hash, "code")),

@@ -78,6 +78,10 @@ def limits(figure: Figure, which: str) -> tuple[float, float]:
 
 def label(value: float, step: float = 0.0, *, percent: bool = False) -> str:
     """A number in few characters; with a step, as many digits as tell two ticks apart."""
+    return _written(value, step, percent=percent).replace("-", "−")
+
+
+def _written(value: float, step: float, *, percent: bool) -> str:
     if percent:
         value, step = value * 100, step * 100
     if value == 0:
@@ -154,11 +158,11 @@ def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
     powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
     if len(powers) >= 2:
         every = max(1, math.ceil(len(powers) / 6))
-        return [(10.0**p, label(10.0**p)) for p in powers if p % every == 0]
+        return [(10.0**p, label(10.0**p, 10.0**p)) for p in powers if p % every == 0]
     spots = [
         m * 10.0**p
         for p in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for m in (1, 2, 5)
     ]
     found = [value for value in spots if low <= value <= high]
-    return [(value, label(value)) for value in found or [low, high]]
+    return [(value, label(value, value)) for value in found] or [(low, label(low)), (high, label(high))]
