@@ -91,7 +91,9 @@ class Score(_Record):
     low: float = Field(description="2.5th percentile of the bootstrap over facts.")
     high: float = Field(description="97.5th percentile.")
     n: int = Field(description="Facts that have a value.")
-    prompts: int | None = Field(default=None, description="Prompts behind them; None for a score made of others.")
+    prompts: int | None = Field(
+        default=None, description="Prompts behind them; None for a score made of others."
+    )
     per_fact: tuple[float | None, ...] | None = Field(
         default=None,
         description="Value of each fact, in the order of `stream.ids` up to `n_edits`; None where it has no such "
