@@ -234,7 +234,7 @@ def test_a_model_that_refuses_a_replay_falls_back_to_whole_forwards(llama_exact,
     def refuse(*_: object, **__: object) -> None:
         raise TypeError("this cache cannot be given")
 
-    monkeypatch.setattr("nmke.models.replay._tail_inputs", refuse)
+    monkeypatch.setattr("nmke.models.replay.tail_inputs", refuse)
     assert isinstance(open_replay(llama_exact, rows_of(), (1,), "block"), WholeForward)
 
 

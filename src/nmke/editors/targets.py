@@ -30,7 +30,8 @@ from nmke.errors import NumericsError, RequestError
 from nmke.models.half_products import half_product_layout
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
-from nmke.models.replay import AnchoredRows, Replay, Site, first_replayed, open_replay
+from nmke.models.prefix import AnchoredRows
+from nmke.models.replay import Replay, Site, first_replayed, open_replay
 from nmke.models.tokens import length_buckets
 from nmke.progress import Progress, Task, quiet
 from nmke.types import EditRequest

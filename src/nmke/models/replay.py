@@ -18,29 +18,15 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
-from nmke.models.tokens import TokenBatch, pad_batch
+from nmke.models.prefix import AnchoredRows, FrozenPrefixLayer, prefix_states, select_states, tail_inputs
+from nmke.models.tokens import pad_batch
 from nmke.models.tracing import first_tensor, record_inputs, replace_output, stop_after
 
 Site = Literal["block", "down_proj"]
-
-
-class FrozenPrefixLayer(DynamicLayer):
-    """Keys and values of the tokens before the anchor; an update joins them to new ones and keeps nothing."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """The frozen prefix followed by the new states, [batch, heads, prefix + new, d_head]."""
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -132,28 +118,6 @@ class Replay(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class AnchoredRows:
-    """Token rows, each with the index of its anchor; the tail begins at the anchor.
-
-    Args:
-        ids: Token ids of each row.
-        anchors: Index of each row's anchor token.
-    """
-
-    ids: tuple[tuple[int, ...], ...]
-    anchors: tuple[int, ...]
-
-    @property
-    def tail_lengths(self) -> list[int]:
-        """Tokens from the anchor to the end, per row."""
-        return [len(ids) - anchor for ids, anchor in zip(self.ids, self.anchors, strict=True)]
-
-    def select(self, rows: Sequence[int]) -> AnchoredRows:
-        """The rows named, in that order."""
-        return AnchoredRows(tuple(self.ids[r] for r in rows), tuple(self.anchors[r] for r in rows))
-
-
 class TailReplay:
     """Replay of the tail behind a frozen prefix.
 
@@ -177,13 +141,14 @@ class TailReplay:
     ) -> None:
         self.model, self.rows, self.layers, self.site = model, rows, tuple(layers), site
         self._layout = layout or model.layout
-        self._prefix = _prefix_states(model, rows)
+        self._prefix = prefix_states(model, rows)
         self._record()
 
     def _record(self) -> None:
         model, rows = self.model, self.rows
         first = first_replayed(self.layers, self.site)
-        inputs = _tail_inputs(model, rows, self._prefix)
+        cache = Cache(layers=[FrozenPrefixLayer(k, v) for k, v in self._prefix]) if self._prefix else None
+        inputs = tail_inputs(model, rows, cache)
         modules = (
             {i: model.layout.layers[i].down_proj for i in self.layers} if self.site == "down_proj" else {}
         )
@@ -211,7 +176,7 @@ class TailReplay:
         part.model, part.layers, part.site = self.model, self.layers, self.site
         part._layout = self._layout
         part.rows = self.rows.select(rows)
-        part._prefix = _select_prefix(self._prefix, rows, max(part.rows.anchors))
+        part._prefix = select_states(self._prefix, rows, max(part.rows.anchors))
         part._record()
         return part
 
@@ -287,8 +252,8 @@ def replay_agrees(model: EditableModel, tolerance: float, layout: ModelLayout | 
         layout: As for `TailReplay`.
     """
     size = min(model.layout.d_vocab, 50)
-    ids = [tuple((7 * i + 3) % size for i in range(n)) for n in (9, 6, 4)]
-    rows = AnchoredRows(tuple(ids), (5, 3, 0))
+    ids = [tuple((7 * i + 3) % size for i in range(n)) for n in (12, 9, 4)]
+    rows = AnchoredRows(tuple(ids), (8, 6, 0))
     layer = min(1, model.layout.n_layers - 1)
     deltas = {layer: torch.ones(3, model.layout.d_model, device=model.device, dtype=model.dtype)}
     try:
@@ -343,45 +308,3 @@ def _adder(columns: Tensor, delta: Tensor) -> Any:
         return (grid + onehot[..., None] * delta.to(out)[:, None]).reshape(out.shape)
 
     return change
-
-
-def _prefix_states(model: EditableModel, rows: AnchoredRows) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of the left-padded prefixes, per block [rows, heads, split, d_head]; [] without prefix."""
-    if max(rows.anchors) == 0:
-        return []
-    prefixes = [list(ids[:anchor]) for ids, anchor in zip(rows.ids, rows.anchors, strict=True)]
-    batch = pad_batch(prefixes, model.encoder.pad_id, side="left", device=model.device)
-    cache = DynamicCache()
-    last_block = model.layout.layers[-1].block
-    with torch.no_grad(), stop_after(last_block):
-        model.model(**{**model.inputs(batch), "past_key_values": cache, "use_cache": True})
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _select_prefix(
-    prefix: list[tuple[Tensor, Tensor]], rows: Sequence[int], longest: int
-) -> list[tuple[Tensor, Tensor]]:
-    if longest == 0:
-        return []
-    index = torch.tensor(list(rows), device=prefix[0][0].device)
-    return [(k[index][..., -longest:, :], v[index][..., -longest:, :]) for k, v in prefix]
-
-
-def _tail_inputs(
-    model: EditableModel, rows: AnchoredRows, prefix: list[tuple[Tensor, Tensor]]
-) -> dict[str, Any]:
-    """Inputs of a forward over the tails: right-padded, behind the left-padded prefix."""
-    tails = [list(ids[anchor:]) for ids, anchor in zip(rows.ids, rows.anchors, strict=True)]
-    tail: TokenBatch = pad_batch(tails, model.encoder.pad_id, side="right", device=model.device)
-    if not prefix:
-        return dict(model.inputs(tail))
-    split = max(rows.anchors)
-    anchors = torch.tensor(rows.anchors, device=model.device)
-    before = (torch.arange(split, device=model.device) >= (split - anchors)[:, None]).to(tail.attention_mask)
-    positions = anchors[:, None] + torch.arange(tail.input_ids.shape[1], device=model.device)
-    cache = Cache(layers=[FrozenPrefixLayer(k, v) for k, v in prefix])
-    inputs = dict(model.inputs(tail))
-    inputs["attention_mask"] = torch.cat([before, tail.attention_mask], dim=1)
-    if "position_ids" in inputs:
-        inputs["position_ids"] = positions
-    return {**inputs, "past_key_values": cache, "use_cache": True}
