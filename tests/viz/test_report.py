@@ -132,6 +132,17 @@ def test_facts_and_recipe_are_carried_as_they_can_be_read_again(tmp_path: Path) 
     given = [record.request for batch in pages.run().batches for record in batch.event.edits]
     assert list(read_facts(path).requests) == given
     assert facts_jsonl(()) == ""
+    assert csv_files(made())["facts.jsonl"].encode() == path.read_bytes()
+
+
+def test_facts_too_large_to_be_carried_are_named_and_written_with_the_tables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nmke.viz.report.LARGEST_DOWNLOAD", 100)
+    html = render(made())
+    assert 'download="facts.jsonl"' not in html and "facts.jsonl is too large" in html
+    assert 'download="recipe.yaml"' in html
+    assert "Land 1" in csv_files(made())["facts.jsonl"]
 
 
 def test_json_holds_every_figure_and_no_number_that_json_lacks() -> None:

@@ -27,9 +27,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def csv_files(report: Report) -> dict[str, str]:
-    """Content of one CSV file per chart and table, by file name."""
+    """Content of one CSV file per chart and table, and of the files that belong to the report, by file name."""
     files = {f"figure-{figure.id}.csv": _csv(figure.rows()) for figure in report.figures}
     files |= {f"table-{table.id}.csv": _csv(table.plain_rows()) for table in report.tables}
+    files |= {file.name: file.content for section in report.sections for file in section.downloads}
     return {name: text for name, text in files.items() if text}
 
 

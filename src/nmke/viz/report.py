@@ -66,11 +66,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Download:
-    """A file that the report carries."""
+    """A file that belongs to the report; carried inside it unless it is large."""
 
     name: str
     content: str
     kind: str = "text/plain"
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is small enough to be carried inside the HTML file."""
+        return len(self.content.encode()) <= LARGEST_DOWNLOAD
 
     @property
     def address(self) -> str:
@@ -89,7 +94,7 @@ class Section:
         tables: Below them.
         figures: Below those.
         commands: Lines to type.
-        downloads: Files that the report carries.
+        downloads: Files that belong to it.
     """
 
     id: str
@@ -158,12 +163,6 @@ def render(report: Report) -> str:
             "take its parts with --format csv or json"
         )
     return html
-
-
-def carried(name: str, content: str, kind: str = "text/plain") -> tuple[Download, ...]:
-    """A file for the report to carry, none if it is too large or empty."""
-    fits = 0 < len(content.encode()) <= LARGEST_DOWNLOAD
-    return (Download(name, content, kind),) if fits else ()
 
 
 def clean(text: str) -> str:

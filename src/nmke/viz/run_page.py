@@ -10,7 +10,7 @@ from nmke.config import EditConfig
 from nmke.evaluation.metrics import contains_answer
 from nmke.viz.charts import run_figures
 from nmke.viz.figures import Figure, plain
-from nmke.viz.report import Cell, Kind, Report, Section, Table, carried
+from nmke.viz.report import Cell, Download, Kind, Report, Section, Table
 from nmke.viz.run_record import RunRecord, facts_jsonl
 from nmke.viz.scales import label
 from nmke.viz.stability_charts import stability_figures
@@ -328,8 +328,9 @@ def _again(run: RunRecord) -> Section:
         ),
     )
     given = tuple(record for batch in run.batches for record in batch.event.edits)
-    files = carried("facts.jsonl", facts_jsonl(given), "application/jsonl") + carried(
-        "recipe.yaml", run.recipe
+    files = (
+        Download("facts.jsonl", facts_jsonl(given), "application/jsonl"),
+        Download("recipe.yaml", run.recipe),
     )
     text = (
         "On the same machine and versions the same facts, settings and seed give the same content hash; on others the "
@@ -341,7 +342,14 @@ def _again(run: RunRecord) -> Section:
         f"nmke verify {run.name}",
         f"nmke report {run.name} --format json    # every number of this report",
     )
-    return Section("again", "Do it again", (text,), tables, commands=commands, downloads=files)
+    return Section(
+        "again",
+        "Do it again",
+        (text,),
+        tables,
+        commands=commands,
+        downloads=tuple(file for file in files if file.content),
+    )
 
 
 def _what(kind: str, edits: int, body: Mapping[str, Any]) -> str:
