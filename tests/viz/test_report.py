@@ -145,6 +145,24 @@ def test_facts_too_large_to_be_carried_are_named_and_written_with_the_tables(
     assert "Land 1" in csv_files(made())["facts.jsonl"]
 
 
+def test_a_run_without_a_recipe_carries_its_settings_as_one(tmp_path: Path) -> None:
+    from nmke.config import EditConfig, read_config
+
+    given = EditConfig.create(method="alphaedit", l2=3.0, layers=(4, 5), batch_size=7)
+    run = replace(pages.run(), recipe="")
+    for batch in run.batches:
+        batch.event.body["config"] = given.model_dump(mode="json")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(csv_files(made(run=run))["recipe.yaml"])
+    assert EditConfig.create(**read_config(path)) == given
+
+
+def test_a_fact_that_was_edited_twice_is_carried_once() -> None:
+    run = pages.run(batches=1, size=1)
+    twice = replace(run, batches=(run.batches[0], replace(run.batches[0], first=1)))
+    assert len(csv_files(made(run=twice))["facts.jsonl"].splitlines()) == 1
+
+
 def test_json_holds_every_figure_and_no_number_that_json_lacks() -> None:
     run = pages.run()
     run.batches[1].event.body["health"]["kl"] = float("inf")

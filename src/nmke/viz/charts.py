@@ -319,8 +319,8 @@ def use_figure(run: RunRecord) -> Figure | None:
         f"Share of a layer's neurons that were written by so many of {most} batches; the last row is what random "
         "choices of the same size would give. More at both ends than chance means that batches share neurons.",
         Axis("batches that wrote into the neuron", categories=names),
-        Axis("layer", categories=(*(str(layer) for layer in layers), "chance"), percent=True),
-        heat=Heat((*rows, expected), "share of the layer's neurons"),
+        Axis("layer", categories=(*(str(layer) for layer in layers), "chance")),
+        heat=Heat((*rows, expected), "share of the layer's neurons", percent=True),
     )
 
 

@@ -77,10 +77,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Heat:
-    """Cells of a map, row by row; `None` is an empty cell."""
+    """Cells of a map.
+
+    Args:
+        values: Row by row; `None` is an empty cell.
+        label: What a value is.
+        percent: Values are shares, shown as per cent.
+    """
 
     values: tuple[tuple[Value, ...], ...]
     label: str
+    percent: bool = False
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,8 @@ def _map(metrics: Mapping[str, Any], edited: Sequence[int]) -> Figure:
         f"ground: lighter) is more. Both: in the general and in the specific set. "
         f"Edited layers: {edited[0]} to {edited[-1]}.",
         Axis("layer (0 reads the embeddings)", categories=layers),
-        Axis("", categories=tuple(names), percent=True),
-        heat=Heat(tuple(rows), "share of the set"),
+        Axis("", categories=tuple(names)),
+        heat=Heat(tuple(rows), "share of the set", percent=True),
     )
 
 

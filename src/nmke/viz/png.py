@@ -36,7 +36,7 @@ def draw_png(figure: Figure) -> bytes:
     FigureCanvasAgg(canvas)
     axes = canvas.subplots()
     if figure.heat is not None:
-        _heat(axes, figure, figure.heat)
+        _heat(axes, figure.heat)
     else:
         _series(axes, figure)
     _axes(axes, figure)
@@ -105,7 +105,7 @@ def _one(axes: Axes, figure: Figure, series: Series, number: int, foot: dict[flo
             axes.vlines(x, [e[0] for e in ends], [e[1] for e in ends], color=colour)
 
 
-def _heat(axes: Axes, figure: Figure, heat: Heat) -> None:
+def _heat(axes: Axes, heat: Heat) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     rows = [[float("nan") if value is None else value for value in row] for row in heat.values]
@@ -116,7 +116,7 @@ def _heat(axes: Axes, figure: Figure, heat: Heat) -> None:
         for j, value in enumerate(row):
             if value == value:
                 ink = "white" if high > low and (value - low) / (high - low) > 0.45 else "black"
-                text = label(value, percent=figure.y.percent)
+                text = label(value, percent=heat.percent)
                 axes.text(j, i, text, ha="center", va="center", fontsize=7, color=ink)
 
 

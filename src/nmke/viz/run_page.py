@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nmke.active_edits import Status
-from nmke.config import EditConfig
 from nmke.evaluation.metrics import contains_answer
 from nmke.viz.charts import run_figures
 from nmke.viz.figures import Figure, plain
-from nmke.viz.report import Cell, Download, Kind, Report, Section, Table
-from nmke.viz.run_record import RunRecord, facts_jsonl
+from nmke.viz.report import Cell, Kind, Report, Section, Table
+from nmke.viz.run_details import MOST_ROWS, again_section, facts_section, settings_section
+from nmke.viz.run_record import RunRecord
 from nmke.viz.scales import label
 from nmke.viz.stability_charts import stability_figures
 
-MOST_ROWS = 500
 STATUSES: tuple[Status, ...] = ("written", "failed", "known")
 STREAM = ("scores", "stream", "probability", "score-stream")
 HEALTH = ("kl", "perplexity")
@@ -48,9 +47,9 @@ def run_report(
         _weights(stability, _pick(figures, ("drift",))),
         _neurons(run, _pick(figures, NEURONS)),
         neurons,
-        _settings(run, _pick(figures, ("seconds",))),
-        _facts(run),
-        _again(run),
+        settings_section(run, _pick(figures, ("seconds",))),
+        facts_section(run),
+        again_section(run),
     ]
     facts = len(run.held)
     return Report(
@@ -238,125 +237,6 @@ def _neurons(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
         f"`nmke neurons {run.name} -o {run.name}/neurons.json`, then this report again."
     )
     return Section("neurons", "Which neurons carry it?", (text,), figures=figures)
-
-
-def _settings(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
-    if not run.config:
-        return None
-    defaults = EditConfig.create().model_dump(mode="json")
-    rows = tuple(
-        (
-            Cell(name, "code"),
-            Cell(_value(value), "text" if value != defaults.get(name) else "quiet"),
-            Cell(_value(defaults.get(name)), "quiet"),
-            EditConfig.model_fields[name].description or "" if name in EditConfig.model_fields else "",
-        )
-        for name, value in run.config.items()
-    )
-    columns = ("setting", "value", "general default", "meaning")
-    title = f"All {len(rows)} settings of the newest batch, the method's own defaults filled in"
-    changed = [f"{name} {_value(value)}" for name, value in run.config.items() if value != defaults.get(name)]
-    text = f"Differs from the general default: {', '.join(changed) or 'nothing'}."
-    return Section(
-        "settings",
-        "Settings and cost",
-        (text,),
-        (Table("settings", columns, rows, title, folded=True),),
-        figures,
-    )
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _facts(run: RunRecord) -> Section | None:
-    if not run.held:
-        return None
-    rows = tuple(
-        (
-            record.request.id,
-            record.request.text,
-            record.request.target_true or "",
-            record.request.target_new,
-            Cell(
-                f"{record.detail['probability_before']:.2f} → {record.detail['probability_after']:.2f}",
-                "number",
-            ),
-            Cell("took", "good") if record.status == "written" else Cell("did not take", "bad"),
-        )
-        for record in run.held[:MOST_ROWS]
-    )
-    columns = ("edit", "prompt", "answer before (as stated)", "new answer", "p(new)", "state")
-    more = f", the first {MOST_ROWS}" if len(run.held) > MOST_ROWS else ""
-    title = f"{len(run.held)} facts that the model holds now{more}"
-    note = "p(new): probability of the whole new answer, before and right after the fact's own batch."
-    table = Table("facts", columns, rows, title, note, folded=len(run.held) > 12)
-    return Section("facts", "The facts", tables=(table,))
-
-
-def _again(run: RunRecord) -> Section:
-    versions = run.batches[-1].event.body.get("versions", {}) if run.batches else {}
-    rows: list[tuple[Cell | str, ...]] = [
-        ("base model", run.base.source + (f", revision {run.base.revision}" if run.base.revision else "")),
-        ("base weights", Cell(run.base.fingerprint, "code")),
-        ("edited model, content hash", Cell(run.content_hash, "code")),
-        ("type of the weights", run.base.dtype),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("contexts", "\n".join(repr(context) for context in run.contexts)),
-    ]
-    history = tuple(
-        (
-            event.id,
-            event.created.replace("T", " ").removesuffix("+00:00"),
-            event.kind,
-            _what(event.kind, len(event.edits), event.body),
-            Cell(f"{event.hash_before[:12]} → {event.hash_after[:12]}", "code"),
-        )
-        for event in run.events[-MOST_ROWS:]
-    )
-    tables = (
-        Table("identity", ("what", "value"), tuple(rows)),
-        Table(
-            "history",
-            ("event", "time (UTC)", "kind", "what", "content hash"),
-            history,
-            "History",
-            folded=True,
-        ),
-    )
-    given = tuple(record for batch in run.batches for record in batch.event.edits)
-    files = (
-        Download("facts.jsonl", facts_jsonl(given), "application/jsonl"),
-        Download("recipe.yaml", run.recipe),
-    )
-    text = (
-        "On the same machine and versions the same facts, settings and seed give the same content hash; on others the "
-        "scores agree within noise. `nmke verify` recomputes every hash of this run."
-    )
-    config = " --config recipe.yaml" if run.recipe else ""
-    commands = (
-        f"nmke edit {run.base.source} --facts facts.jsonl{config} -o again",
-        f"nmke verify {run.name}",
-        f"nmke report {run.name} --format json    # every number of this report",
-    )
-    return Section(
-        "again",
-        "Do it again",
-        (text,),
-        tables,
-        commands=commands,
-        downloads=tuple(file for file in files if file.content),
-    )
-
-
-def _what(kind: str, edits: int, body: Mapping[str, Any]) -> str:
-    if kind == "edit":
-        return f"{edits} facts"
-    undone = len(body.get("undone", []))
-    return f"{undone} batches taken back" + (f" for {body['reverted']}" if "reverted" in body else "")
 
 
 def _about(

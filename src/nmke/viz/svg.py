@@ -185,7 +185,7 @@ def _cells(figure: Figure, heat: Heat, frame: Frame) -> str:
             if value is None:
                 continue
             share = (value - low) / (high - low) if high > low else 0.5
-            text = label(value, percent=figure.y.percent or heat.label.endswith("%"))
+            text = label(value, percent=heat.percent)
             x, y = frame.x(j) - wide / 2, frame.y(i) - ROW / 2
             tip = escape(f"{figure.y.categories[i]}, {figure.x.categories[j]}: {text} ({heat.label})")
             parts.append(
