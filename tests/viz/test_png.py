@@ -6,15 +6,21 @@ import zlib
 
 import pytest
 from tests.viz import pages
+from tests.viz.test_neuron_page import record
 
 from nmke.errors import ConfigError
 from nmke.viz.charts import run_figures
 from nmke.viz.figures import Figure
+from nmke.viz.neuron_page import neuron_section
 from nmke.viz.parts import png_files
 from nmke.viz.png import draw_png
 from nmke.viz.stability_charts import stability_figures
 
-FIGURES = [*run_figures(pages.run()), *stability_figures(pages.stability())]
+FIGURES = [
+    *run_figures(pages.run()),
+    *stability_figures(pages.stability()),
+    *neuron_section(record()).figures[:2],
+]
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.id)

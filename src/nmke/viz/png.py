@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from nmke.errors import ConfigError
 from nmke.viz.figures import Figure, Heat, Series
 from nmke.viz.palette import RAMP_LIGHT, chosen
-from nmke.viz.scales import label, limits, spacing
+from nmke.viz.scales import Scale, label, limits, spacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE, DOTS_PER_INCH = (6.4, 4.2), 160
+MOST_TICKS = 12  # along x
 MARKERS = ("o", "s", "D", "^")
 LINES: tuple[Any, ...] = ("-", (0, (6, 3)), (0, (2, 2)), (0, (8, 3, 2, 3)), (0, (1, 3)), (0, (10, 4)))
 
@@ -41,6 +42,8 @@ def draw_png(figure: Figure) -> bytes:
         _series(axes, figure)
     _axes(axes, figure)
     axes.set_title(figure.title, loc="left", fontsize=11)
+    if len(figure.series) > 1:
+        canvas.legend(loc="outside lower left", ncols=3, fontsize=8, frameon=False)
     content = io.BytesIO()
     canvas.savefig(content, format="png")
     return content.getvalue()
@@ -50,8 +53,6 @@ def _series(axes: Axes, figure: Figure) -> None:
     foot: dict[float, float] = {}
     for number, series in enumerate(figure.series):
         _one(axes, figure, series, number, foot)
-    if len(figure.series) > 1:
-        axes.legend(fontsize=8, frameon=False)
 
 
 def _one(axes: Axes, figure: Figure, series: Series, number: int, foot: dict[float, float]) -> None:
@@ -114,31 +115,29 @@ def _heat(axes: Axes, heat: Heat) -> None:
     low, high = image.get_clim()
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
-            if value == value:
+            if value == value and len(row) <= MOST_TICKS:
                 ink = "white" if high > low and (value - low) / (high - low) > 0.45 else "black"
                 text = label(value, percent=heat.percent)
                 axes.text(j, i, text, ha="center", va="center", fontsize=7, color=ink)
 
 
 def _axes(axes: Axes, figure: Figure) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    """Labels, and the ticks that the SVG has."""
+    from matplotlib.ticker import NullLocator
 
     axes.set_xlabel(figure.x.label)
     axes.set_ylabel(figure.y.label)
     axes.spines[["top", "right"]].set_visible(False)
-    for axis, drawn, side in ((figure.x, axes.xaxis, "x"), (figure.y, axes.yaxis, "y")):
-        if axis.categories:
-            drawn.set_ticks(range(len(axis.categories)), list(axis.categories))
-            continue
+    for side, axis, drawn in (("x", figure.x, axes.xaxis), ("y", figure.y, axes.yaxis)):
+        low, high = limits(figure, side)
         if axis.log:
             (axes.set_xscale if side == "x" else axes.set_yscale)("log")
-        (axes.set_xlim if side == "x" else axes.set_ylim)(*limits(figure, side))
-        if axis.percent:
-            drawn.set_major_formatter(FuncFormatter(lambda value, _: label(value, percent=True)))
-        elif axis.whole:
-            drawn.set_major_locator(MaxNLocator(integer=True))
-    if figure.y.categories and figure.heat is None:
-        axes.set_ylim(len(figure.y.categories) - 0.5, -0.5)
+            drawn.set_minor_locator(NullLocator())
+        ticks = Scale(axis, low, high, 0.0, 1.0).ticks()
+        ticks = ticks[:: -(-len(ticks) // MOST_TICKS)] if side == "x" and ticks else ticks
+        drawn.set_ticks([place for place, _ in ticks], [name for _, name in ticks])
+        ends = (high, low) if side == "y" and axis.categories else (low, high)
+        (axes.set_xlim if side == "x" else axes.set_ylim)(*ends)
     if figure.heat is None:
         axes.grid(axis="x" if figure.y.categories else "y", color="#e6e9ee")
         axes.set_axisbelow(True)

@@ -101,7 +101,9 @@ def _step_digits(step: float) -> int:
 
 def _digits(value: float) -> int:
     """Enough for three significant digits; none for a whole number."""
-    return 0 if value == round(value) else max(0, 2 - math.floor(math.log10(abs(value))))
+    return (
+        0 if abs(value - round(value)) < 1e-9 * abs(value) else max(0, 2 - math.floor(math.log10(abs(value))))
+    )
 
 
 def spacing(figure: Figure) -> float:
