@@ -72,7 +72,7 @@ def main() -> None:
             prepared = time.perf_counter() - start
             for name in METHODS:
                 method = methods.get(name)
-                config = EditConfig.create(method=name, layers=LAYERS).filled(dict(method.defaults))
+                config = method.fill(EditConfig.create(method=name, layers=LAYERS))
                 stats = {i: LayerStats(c.moment) for i, c in gathered.items()}
                 result = compute_updates(
                     model, method, requests, contexts, stats, SolverState(), config, targets=targets

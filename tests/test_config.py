@@ -14,7 +14,7 @@ def test_every_setting_describes_itself():
 
 def test_every_methods_defaults_are_settings():
     for entry in methods:
-        config = EditConfig.create(method=entry.name).filled(dict(entry.value.defaults))
+        config = entry.value.fill(EditConfig.create(method=entry.name))
         for name, value in entry.value.defaults.items():
             assert getattr(config, name) == value
     assert EditConfig().method in methods

@@ -13,11 +13,13 @@ from nmke.active_edits import ActiveEdits, Place
 from nmke.attribution import neuron_scores
 from nmke.config import EditConfig
 from nmke.editors import methods
+from nmke.editors.method import Method
 from nmke.editors.pipeline import BatchResult, default_layers
 from nmke.errors import ConfigError, RequestError
 from nmke.evaluation.target_scores import TargetScore
 from nmke.health import HealthReport
 from nmke.ledger import EditRecord, Event
+from nmke.masking.per_edit import check_mask
 from nmke.models.load import EditableModel
 from nmke.types import EditRequest
 
@@ -53,8 +55,8 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
         ConfigError: If layers, batch size, neuron score or solver settings do not go with the method or the model.
     """
     method = methods.get(config.method)
-    filled = config.filled(dict(method.defaults))
-    neuron_scores.get(filled.attribution)
+    filled = method.fill(config)
+    _check_scope(filled, method)
     layers = filled.layers or default_layers(model.layout.n_layers)
     if method.max_layers is not None and filled.layers is None:
         layers = layers[-method.max_layers :]
@@ -63,17 +65,32 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
         raise ConfigError(
             f"layers {list(layers)} asked; this model can edit 0 to {limit - 2}, ascending and each once"
         )
-    if filled.ratio is not None and filled.mask != "random":
-        raise ConfigError(
-            f"ratio {filled.ratio} goes with mask 'random', {filled.mask!r} asked; the other masks' ratios come from "
-            "entropy: drop `ratio` or choose mask 'random'"
-        )
     if method.max_layers is not None and len(layers) > method.max_layers:
         raise ConfigError(
             f"method {config.method!r} edits {method.max_layers} layer, {len(layers)} asked; give one"
         )
     check_batch_size(filled.method, filled.batch_size)
     return replace_config(filled, layers=tuple(layers))
+
+
+def _check_scope(config: EditConfig, method: Method) -> None:
+    """Raise unless mask, scope, score and ratio go together and with the method."""
+    takes_ratio: tuple[str, ...] = ("random",)
+    if config.mask_scope == "edit":
+        if not method.edit_masks:
+            raise ConfigError(
+                f"mask_scope 'edit' asked of method {config.method!r}, which masks a batch as a whole; "
+                "choose method 'nmke' or mask_scope 'batch'"
+            )
+        check_mask(config)
+        takes_ratio = ("random", "fixed")
+    else:
+        neuron_scores.get(config.attribution)
+    if config.ratio is not None and config.mask not in takes_ratio:
+        raise ConfigError(
+            f"ratio {config.ratio} goes with mask {' or '.join(map(repr, takes_ratio))}, {config.mask!r} asked; the "
+            "other masks' ratios come from entropy: drop `ratio` or choose another mask"
+        )
 
 
 def check_batch_size(method: str, size: int) -> None:

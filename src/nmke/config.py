@@ -58,6 +58,10 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
 
     l2: NonNegativeFloat | None = Field(None, description="Ridge λ of the solve.")
     covariance_weight: PositiveFloat | None = Field(None, description="Weight w0 of ordinary keys.")
+    residual_ridge: NonNegativeFloat = Field(
+        0.1,
+        description="ε of the combination that mask_scope 'edit' meets residuals with: 1 is least squares, 0 exact.",
+    )
     null_space: Literal["threshold", "share", "energy"] = Field(
         "threshold", description="How AlphaEdit's null space is chosen."
     )
@@ -66,6 +70,9 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
     mask: MaskName = Field("none", description="Which neurons may change.")
+    mask_scope: Literal["batch", "edit"] = Field(
+        "batch", description="One mask for a batch, as NMKE has it, or one for each edit of it."
+    )
     placement: Literal["in-solve", "after-solve"] = Field(
         "in-solve",
         description="NMKE's mask inside the solve, or applied to AlphaEdit's solution as published.",
@@ -77,11 +84,13 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         None,
         gt=0,
         le=1,
-        description="Share of neurons for mask 'random'; None: as many as entropy would keep.",
+        description="Share of neurons for mask 'random', and for 'fixed' with mask_scope 'edit'; None: as many as "
+        "entropy would keep.",
     )
     attribution: str = Field(
         "lps",
-        description="Neuron score: lps, psa, mpc, contribution, gradient, integrated or ablation (slow).",
+        description="Neuron score: lps, psa, mpc, contribution, gradient, integrated or ablation (slow); with "
+        "mask_scope 'edit': write, energy or mpc.",
     )
     attribution_target: AttributionTarget = Field(
         "predicted",

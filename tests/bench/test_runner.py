@@ -148,7 +148,7 @@ def test_one_cell_leaves_nothing_behind_for_the_next(tmp_path: Path, facts: Path
     alone = only(bench(tmp_path / "b", facts, methods=("nmke[mask=random]",)))
     assert numbers(together[1]) == numbers(alone)
     kept = alone.checkpoints[-1].neurons_kept
-    assert kept is not None and 0.3 < kept < 0.8
+    assert kept is not None and 0.05 < kept < 0.6
     assert together[0].checkpoints[-1].neurons_kept is None
     assert together[2].checkpoints[-1].held_out.kl == 0.0
 

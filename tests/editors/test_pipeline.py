@@ -69,7 +69,7 @@ def resolved(name: str, **settings: object) -> EditConfig:
     method = methods.get(name)
     layers = LAYERS[: method.max_layers]
     config = EditConfig.create(**{"layers": layers, **QUICK, "covariance_weight": 0.1, **settings})
-    return config.filled(dict(method.defaults))
+    return method.fill(config)
 
 
 def edit(
@@ -216,7 +216,10 @@ def test_nmke_with_every_neuron_equals_memit_with_memory(model):
     state = SolverState().remember({layer: torch.randn(5, 64) for layer in LAYERS})
     stats = stats_of(model)
     results = []
-    for name, settings in (("memit-memory", {"l2": 1.0}), ("nmke", {"mask": "random", "ratio": 1.0})):
+    for name, settings in (
+        ("memit-memory", {"l2": 1.0}),
+        ("nmke", {"mask": "random", "ratio": 1.0, "mask_scope": "batch"}),
+    ):
         config = resolved(name, **settings)
         results.append(compute_updates(model, methods.get(name), REQUESTS, CONTEXTS, stats, state, config))
     free, masked = results
@@ -331,7 +334,7 @@ def test_provisional_writes_are_taken_back_in_reverse_order(model):
 
 
 def test_random_masks_differ_between_batches_and_layers_but_not_between_runs(model):
-    config = resolved("nmke", mask="random", ratio=0.5)
+    config = resolved("nmke", mask="random", ratio=0.5, mask_scope="batch")
     first, again, later = (choose_neurons(model, REQUESTS, CONTEXTS, config, turn)[0] for turn in (0, 0, 1))
     assert torch.equal(first[1].keep, again[1].keep)
     assert not torch.equal(first[1].keep, later[1].keep)
@@ -346,7 +349,7 @@ def test_no_mask_means_no_attribution(model):
 
 
 def test_attribution_settings_reach_the_scores(model):
-    plain = {"attribution": "lps", "attribution_token": "last"}
+    plain = {"attribution": "lps", "attribution_token": "last", "mask_scope": "batch"}
     summaries = [
         choose_neurons(model, REQUESTS, CONTEXTS, resolved("nmke", **{**plain, **settings}))[1][1]
         for settings in (

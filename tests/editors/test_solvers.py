@@ -186,7 +186,7 @@ def test_mask_of_ones_equals_no_mask_and_of_zeros_changes_nothing(name):
 def test_keys_that_are_not_finite_are_refused(name, bad):
     method = methods.get(name)
     config = EditConfig.create(l2=0.7).filled({"covariance_weight": 2.5})
-    config = config.filled(dict(method.defaults))
+    config = method.fill(config)
     keys = KEYS[: method.max_batch].clone()
     keys[0, 2] = bad
     with pytest.raises(NumericsError, match=r"holds NaN or infinity.*(raise `l2`|nmke prepare)"):

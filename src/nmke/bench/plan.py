@@ -166,7 +166,7 @@ class Cell:
         """All settings, the method's defaults among them: if these change, it is another cell."""
         config = self.config
         if self.variant.method != UNEDITED:
-            config = config.filled(dict(methods.get(config.method).defaults))
+            config = methods.get(config.method).fill(config)
         return config.model_dump(mode="json")
 
 

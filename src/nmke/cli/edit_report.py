@@ -85,7 +85,7 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
         (str(c.layer), _share(c.columns, c.of), f"{drift[c.layer]:.2%}") for c in changes
     ]
     if masks:
-        columns += ("neurons selected", "entropy gen / spec")
+        columns += ("neurons selected", "entropy")
         rows = [row + _selected(masks.get(c.layer)) for row, c in zip(rows, changes, strict=True)]
     table(columns, rows, right=columns)
     note = "drift: ‖ΔW‖/‖W‖ against the base"
@@ -117,8 +117,10 @@ def health_text(outcome: Outcome) -> str:
 def _selected(detail: dict[str, float] | None) -> tuple[str, str]:
     if detail is None:
         return "", ""
-    entropies = f"{detail['general_entropy']:.2f} / {detail['specific_entropy']:.2f}"
-    return _share(int(detail["kept"]), int(detail["d_mlp"])), entropies
+    kept = _share(int(detail["kept"]), int(detail["d_mlp"]))
+    if "edit_entropy" in detail:
+        return f"{kept}, {detail['kept_per_edit']:.0f} for an edit", f"{detail['edit_entropy']:.2f}"
+    return kept, f"{detail['general_entropy']:.2f} / {detail['specific_entropy']:.2f}"
 
 
 def _share(part: int, whole: int) -> str:

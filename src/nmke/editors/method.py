@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nmke.config import EditConfig
 from nmke.editors.memory import KeyMemory
+from nmke.masking.per_edit import suits_edit
 from nmke.registry import Registry
 from nmke.stats.covariance import LayerStats
 from nmke.types import Keys, Mask
@@ -60,6 +61,8 @@ class Method:
         max_batch: Largest batch it is defined for (1 for ROME), None for any.
         max_layers: Largest number of layers it is defined for, None for any.
         remembers: Whether the keys of earlier edits enter its system.
+        edit_masks: Whether it can take a mask for each edit of a batch (`mask_scope` "edit").
+        batch_defaults: What takes the place of `defaults` when the mask asked for is one of a whole batch.
     """
 
     solver: Solver
@@ -67,6 +70,16 @@ class Method:
     max_batch: int | None = None
     max_layers: int | None = None
     remembers: bool = True
+    edit_masks: bool = False
+    batch_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def fill(self, config: EditConfig) -> EditConfig:
+        """The settings with the method's own wherever nothing was asked for."""
+        filled = config.filled(dict(self.defaults))
+        asked = "mask_scope" in config.model_fields_set
+        if filled.mask_scope == "edit" and (asked or suits_edit(filled)):
+            return filled
+        return config.filled({**self.defaults, **self.batch_defaults})
 
 
 methods: Registry[Method] = Registry("method")

@@ -1,13 +1,15 @@
 """NMKE: neuron-specific masked knowledge editing.
 
-Source: Liu et al. 2025, arXiv:2510.22139. The mask comes from attribution (see `nmke.masking`); this file
-composes it with a solver. `nmke` solves on the selected neurons alone (in-solve placement: the residual is met
-as well as the selected columns allow); `nmke-published` zeroes the other rows of AlphaEdit's solution, as the
-paper does.
-Differs (`nmke`): mask inside the solve; ties in the general ranking broken by the mean score; neurons scored by
-their coefficient (the paper's MPC) at the subject's last token, where the key is written: on the default model a
-mask by log-probability increase at the prompt's last token does no better than a random one of equal size.
-`nmke-published` keeps the paper's scores, formulas and constants, read at the last real token.
+Source: Liu et al. 2025, arXiv:2510.22139. Neurons are scored for the facts at hand, entropy decides how many are
+kept (see `nmke.masking`), and only these are written.
+Differs (`nmke`): every edit of a batch has its own mask, a tenth of the neurons or so, chosen where its key is
+written and by what it takes to write it (`nmke.masking.per_edit`); the residual is met inside the mask
+(`nmke.editors.per_edit`); targets are optimised at the down-projections of all edited layers together. One mask
+for a whole batch, as in the paper, remains: ask for `mask_scope` "batch", or for a mask or score that only a batch
+has. It is then solved on the selected neurons alone, scored by their coefficient at the subject's last token,
+and ties in the general ranking are broken by the mean score.
+`nmke-published` keeps the paper's scores, formulas and constants, read at the last real token, and zeroes the
+other rows of AlphaEdit's solution, as the paper does.
 """
 
 from __future__ import annotations
@@ -41,15 +43,26 @@ methods.register(
         Nmke(),
         defaults={
             "mask": "entropy",
-            "placement": "in-solve",
-            "attribution": "mpc",
-            "attribution_token": "subject",
+            "mask_scope": "edit",
+            "attribution": "write",
+            "targets": "joint",
+            "lr": 0.2,
+            "stop_loss": 0.15,
             "covariance_weight": 300.0,
             "l2": 1.0,
         },
+        edit_masks=True,
+        batch_defaults={
+            "mask_scope": "batch",
+            "attribution": "mpc",
+            "attribution_token": "subject",
+            "targets": "auto",
+            "lr": 0.5,
+            "stop_loss": 0.05,
+        },
     ),
     source="arXiv:2510.22139",
-    summary="attributed neurons only, solved on those neurons",
+    summary="each edit written into its own few neurons, its residual met there",
     needs=(STATISTICS,),
     doc=__doc__,
 )

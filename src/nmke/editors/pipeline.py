@@ -18,8 +18,9 @@ from torch import Tensor
 from nmke.attribution import neuron_scores
 from nmke.config import EditConfig
 from nmke.editors.keys import KeyPass
-from nmke.editors.memory import SolverState
-from nmke.editors.method import Method
+from nmke.editors.memory import KeyMemory, SolverState
+from nmke.editors.method import Directions, Method
+from nmke.editors.per_edit import per_edit_directions
 from nmke.editors.rows import with_second_anchors
 from nmke.editors.scored_prompts import scored_prompts
 from nmke.editors.targets import Targets, optimise_targets
@@ -115,10 +116,11 @@ def compute_updates(
         masks, summaries = choose_neurons(model, requests, contexts, config, turn)
     with clock.stage("keys"):
         rows = KeyPass(model, requests, contexts, layers)
-    solve = _Solve(method, stats, state, masks, config, tuple(r.id for r in requests), clock)
+    solve = _Solve(method, stats, state, masks, config, tuple(r.id for r in requests), turn, clock)
     write = _write_jointly if site == "down_proj" else _write_in_turn
     with ProvisionalWrites(model) as writes:
         updates, memory_keys = write(solve, rows, targets, writes)
+    masks = {update.layer: update.mask for update in updates if update.mask is not None}
     return BatchResult(tuple(updates), memory_keys, targets, masks, owners, summaries, clock.seconds)
 
 
@@ -142,7 +144,7 @@ def choose_neurons(
         Masks and score summaries per layer; both empty for mask "none".
     """
     assert config.layers is not None
-    if config.mask == "none":
+    if config.mask == "none" or config.mask_scope == "edit":  # a mask per edit is chosen where it is solved
         return {}, {}
     score = neuron_scores.get(config.attribution)
     prompts = scored_prompts(model, requests, contexts, config.attribution_token, config.attribution_target)
@@ -151,7 +153,7 @@ def choose_neurons(
     summaries: dict[int, dict[str, float]] = {}
     for layer in config.layers:
         scores = score(readout, layer, config.amplification)
-        masks[layer] = select_neurons(scores, config, seed=config.seed + 7919 * turn + layer)
+        masks[layer] = select_neurons(scores, config, seed=mask_seed(config, turn, layer))
         positive = float((scores > 0).float().mean())
         summaries[layer] = {"mean": float(scores.mean()), "max": float(scores.max()), "positive": positive}
     return masks, summaries
@@ -219,15 +221,14 @@ class _Solve:
     masks: Mapping[int, NeuronMask]
     config: EditConfig
     ids: tuple[str, ...]
+    turn: int
     clock: Stopwatch
 
     def __call__(self, layer: int, keys: Keys, residuals: Float[Tensor, "edits d_model"]) -> LayerUpdate:
-        mask = self.masks.get(layer)
         memory = self.state.memory(layer, keys.shape[1], keys.device)
-        keep = None if mask is None else mask.keep
         with self.clock.stage("solve"):
             try:
-                right = self.method.solver.directions(keys, self.stats[layer], memory, keep, self.config)
+                right, mask = self._directions(layer, keys, memory)
             except NumericsError as error:
                 raise NumericsError(f"edits {_named(self.ids)}, layer {layer}: {error}") from error
         if not bool(torch.isfinite(right).all() and torch.isfinite(residuals).all()):
@@ -235,6 +236,19 @@ class _Solve:
                 f"edits {_named(self.ids)}, layer {layer}: the update is not finite; lower `lr` or raise `l2`"
             )
         return LayerUpdate(layer, residuals.T.float().contiguous(), right.float().contiguous(), mask)
+
+    def _directions(self, layer: int, keys: Keys, memory: KeyMemory) -> tuple[Directions, NeuronMask | None]:
+        if self.config.mask_scope == "edit":
+            seed = mask_seed(self.config, self.turn, layer)
+            return per_edit_directions(keys, self.stats[layer], memory, self.config, seed)
+        mask = self.masks.get(layer)
+        keep = None if mask is None else mask.keep
+        return self.method.solver.directions(keys, self.stats[layer], memory, keep, self.config), mask
+
+
+def mask_seed(config: EditConfig, turn: int, layer: int) -> int:
+    """Seed of a layer's random mask, another one for each batch."""
+    return config.seed + 7919 * turn + layer
 
 
 @dataclass

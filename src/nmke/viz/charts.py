@@ -280,22 +280,30 @@ def neurons_figure(run: RunRecord) -> Figure | None:
         return None
     per_layer = {layer: [mask[layer] for mask in masks if layer in mask] for layer in layers}
     kept = _mean_share(per_layer, lambda d: d["kept"])
-    overlap = _mean_share(per_layer, lambda d: d["overlap"])
-    parts: tuple[tuple[str, tuple[Value, ...]], ...] = (
-        ("general only", _mean_share(per_layer, lambda d: d["general"] - d["overlap"])),
-        ("general and specific", overlap),
-        ("specific only", _mean_share(per_layer, lambda d: d["specific"] - d["overlap"])),
-    )
-    if run.config.get("mask") not in ("entropy", "fixed"):
+    parts: tuple[tuple[str, tuple[Value, ...]], ...]
+    details = [detail for found in per_layer.values() for detail in found]
+    if all("kept_per_edit" in detail for detail in details):
+        one = _mean_share(per_layer, lambda d: d["kept_per_edit"])
+        parts = (("one edit of the batch", one), ("any edit of the batch", kept))
+        meaning = "Every edit has its own neurons; their masks overlap."
+    elif run.config.get("mask") in ("entropy", "fixed") and all("overlap" in detail for detail in details):
+        parts = (
+            ("general only", _mean_share(per_layer, lambda d: d["general"] - d["overlap"])),
+            ("general and specific", _mean_share(per_layer, lambda d: d["overlap"])),
+            ("specific only", _mean_share(per_layer, lambda d: d["specific"] - d["overlap"])),
+        )
+        meaning = "General: high for most prompts of the batch; specific: very high for one."
+    else:
         parts = ((f"chosen by mask {run.config.get('mask')!r}", kept),)
+        meaning = "One mask for each batch."
     x = tuple(float(i) for i in range(len(layers)))
     series = tuple(Series(name, x, values, mark="bars", colour=i) for i, (name, values) in enumerate(parts))
     batches = max(len(found) for found in per_layer.values())
     return Figure(
         "neurons",
         "Neurons that may change, by layer",
-        f"Share of the layer's neurons, mean over {batches} batches. General: high for most prompts of the batch; "
-        "specific: very high for one. The columns of all other neurons stay bit-identical.",
+        f"Share of the layer's neurons, mean over {batches} batches. {meaning} "
+        "The columns of all other neurons stay bit-identical.",
         Axis("layer (of the decoder, counted from 0)", categories=tuple(map(str, layers))),
         Axis("share of the layer's neurons", low=0.0, high=1.0, percent=True),
         series,
