@@ -14,15 +14,18 @@ from nmke.session import versions
 RESULTS = Path(__file__).parent / "results"
 
 
+def commit() -> str:
+    """Short name of the commit that is checked out, "" outside a repository."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def write_record(name: str, content: dict[str, Any]) -> Path:
     """Write `results/NAME.json` and return its path."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     record = {
         "schema": f"nmke.benchmark.{name}/1",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "machine": machine(),
         "versions": versions(),
         **content,

@@ -4,7 +4,7 @@ The first 50 records of counterfact_full500 in batches of 10 into smollm2-135m, 
 every edited layer: relative norm of the change, Wasserstein distance of the columns' norms, cosine of each column
 before and after, largest singular value; after the last one also the scores (a method that writes nothing moves
 nothing), the whole spectrum, and the perplexity of held-out text. Controls: AlphaEdit at the lambda of some ports,
-a random mask of NMKE's size, NMKE as published.
+random masks of NMKE's size, one mask for a whole batch, NMKE as published.
 
 Runs are kept under build/stability, so an interrupted benchmark goes on where it stopped; the same command again.
 
@@ -27,14 +27,15 @@ from nmke.facts import data_path, read_facts
 from nmke.session import EditSession
 from nmke.stability import compare
 from nmke.types import EditRequest
-from record import RESULTS, machine, write_record
+from record import RESULTS, commit, machine, write_record
 
 MODEL, LAYERS, BATCH = "smollm2-135m", (4, 5, 6, 7, 8), 10
 RUNS: dict[str, dict[str, Any]] = {
     "alphaedit": {"method": "alphaedit"},
     "nmke": {"method": "nmke"},
+    "nmke, random masks of equal size": {"method": "nmke", "mask": "random"},
+    "nmke, one mask per batch": {"method": "nmke", "mask_scope": "batch"},
     "nmke-published": {"method": "nmke-published"},
-    "nmke, random mask of equal size": {"method": "nmke", "mask": "random"},
     "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
 }
 WORK = Path("build/stability")
@@ -61,7 +62,9 @@ def run(name: str, requests: list[EditRequest], deadline: float) -> dict[str, An
     settings = EditConfig.create(**config, layers=LAYERS, batch_size=BATCH, steps=25, on_collapse="continue")
     root.parent.mkdir(parents=True, exist_ok=True)
     with EditSession.open(MODEL, root, config=settings) as session:
-        points_file = root / "points.json"
+        points_file, commit_file = root / "points.json", root / "commit.txt"
+        if not commit_file.is_file():
+            commit_file.write_text(commit(), encoding="utf-8")
         points = json.loads(points_file.read_text(encoding="utf-8")) if points_file.is_file() else {}
         if time.monotonic() > deadline:
             return None
@@ -87,6 +90,7 @@ def run(name: str, requests: list[EditRequest], deadline: float) -> dict[str, An
             "layers": measured(session, spectrum=True),
             "over_edits": points,
             "content_hash": session.content_hash,
+            "commit": commit_file.read_text(encoding="utf-8"),
             "machine": machine(),
         }
 

@@ -51,7 +51,7 @@ def test_an_undone_batch_is_measured_anew(nmke: Nmke, run: Path) -> None:
     assert nmke("undo", run, "-n", "1").code == 0
     assert nmke("report", run).code == 0
     assert len(list((run / "report-data").iterdir())) == 2
-    assert "1 batches taken back" in (run / "report.html").read_text(encoding="utf-8")
+    assert "1 batch taken back" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_without_the_model_its_words_are_left_out(

@@ -92,6 +92,16 @@ def test_a_run_without_masks_or_health_has_fewer_figures() -> None:
     assert run_figures(replace(run, batches=(), held=())) == []
 
 
+def test_a_mask_for_each_edit_shows_one_edit_and_what_the_others_add() -> None:
+    run = pages.run()
+    for batch in run.batches:
+        for layer in pages.LAYERS:
+            mask = {"edit_entropy": 0.9, "kept_per_edit": 8.0, "kept": 40.0, "d_mlp": 64.0}
+            batch.event.body["masks"][str(layer)] = mask
+    one, others = by_id(run)["neurons"].series
+    assert (one.y[0], others.y[0]) == (8 / 64, 32 / 64), "stacked, they end at what the whole batch writes"
+
+
 def test_a_random_mask_shows_what_was_kept_and_no_parts() -> None:
     run = pages.run()
     for batch in run.batches:

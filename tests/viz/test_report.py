@@ -108,6 +108,17 @@ def test_report_says_first_that_facts_were_changed() -> None:
     assert "Nothing is edited" in Seen(render(empty)).text
 
 
+def test_tiles_say_how_many_neurons_an_edit_or_a_batch_writes() -> None:
+    tiles = {label: value for label, value, _ in made().tiles}
+    assert tiles["neurons that may change"] == "62%" and "neurons per edit" not in tiles
+    run = pages.run()
+    for batch in run.batches:
+        for detail in batch.event.body["masks"].values():
+            detail["kept_per_edit"] = 16.0
+    tiles = {label: f"{value}; {remark}" for label, value, remark in made(run=run).tiles}
+    assert tiles["neurons per edit"] == "25%; of each edited layer; a whole batch 62%"
+
+
 def test_a_long_run_stays_under_the_limit() -> None:
     html = render(made(run=pages.run(batches=700, size=10)))
     assert len(html.encode()) < LARGEST_FILE / 2
@@ -234,6 +245,6 @@ def test_bench_with_many_methods_draws_the_best_and_those_that_must_not_be_missi
         "m8",
         "nmke",
     ]
-    assert "further methods" in figures["over-reliability"].caption
+    assert "further method" in figures["over-reliability"].caption
     assert len(figures["reliability"].y.categories) == 11
     assert Seen(render(report)).text.count("just-begun") >= 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmke.viz.figures import Axis, Figure, Series, wilson
-from nmke.viz.scales import Scale, label, limits
+from nmke.viz.scales import Scale, counted, label, limits
 
 
 def scale(low: float, high: float, **axis: object) -> Scale:
@@ -47,6 +47,10 @@ def test_ticks_are_inside_evenly_spaced_and_told_apart(low: float, width: float)
 )
 def test_numbers_in_few_characters(value: float, step: float, percent: bool, text: str) -> None:
     assert label(value, step, percent=percent) == text
+
+
+def test_counts_with_their_nouns() -> None:
+    assert [counted(n, "fact") for n in (0, 1, 2)] == ["0 facts", "1 fact", "2 facts"]
 
 
 def test_whole_axes_have_no_tick_between_integers() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from nmke.bench.record import CellRecord, Checkpoint, Score
 from nmke.viz.figures import Axis, Figure, Series, Value, share
 from nmke.viz.report import Cell, Report, Section, Table
-from nmke.viz.scales import label
+from nmke.viz.scales import counted, label
 
 PROTOCOL = "teacher_forced"
 METRICS = ("reliability", "generalization", "locality")
@@ -32,7 +32,8 @@ def bench_report(folder: Path, cells: Sequence[CellRecord], *, made: str) -> Rep
     data = sorted({cell.identity.stream.dataset for cell in cells})
     return Report(
         title=f"Benchmark {folder.resolve().name!r}",
-        lead=f"{len(cells)} cells: {len(_labels(cells))} methods on {', '.join(models)}; facts of {', '.join(data)}.",
+        lead=f"{counted(len(cells), 'cell')}: {counted(len(_labels(cells)), 'method')} on {', '.join(models)}; "
+        f"facts of {', '.join(data)}.",
         notice="",
         tiles=_tiles(cells),
         sections=(*sections, _about(folder, cells)),
@@ -52,7 +53,7 @@ def _tiles(cells: Sequence[CellRecord]) -> tuple[tuple[str, str, str], ...]:
     return (
         ("cells done", f"{count['done']} of {len(cells)}", ", ".join(unfinished)),
         ("methods", str(len(_labels(cells))), ""),
-        ("longest stream", f"{edits} edits", ""),
+        ("longest stream", counted(edits, "edit"), ""),
         ("seeds", str(len(seeds)), ", ".join(map(str, seeds))),
     )
 
@@ -182,7 +183,11 @@ def _curve(
     if not any(value is not None for line in series for value in line.y):
         return None
     left = len(_labels(cells)) - len(shown)
-    others = f"{left} further methods are in the table and in the CSV files." if left > 0 else ""
+    others = (
+        f"The numbers of {counted(left, 'further method')} are in the table and in the CSV files."
+        if left > 0
+        else ""
+    )
     seeds = len({cell.identity.seed for cell in cells})
     bands = "Bands: 95 % intervals" + (
         "; of several seeds from the lowest end to the highest. " if seeds > 1 else ". "
@@ -316,7 +321,7 @@ def _about(folder: Path, cells: Sequence[CellRecord]) -> Section:
             cell.identity.source,
             ", ".join(f"{k}={v}" for k, v in cell.identity.variant.items()) or "its own defaults",
             f"{cell.identity.stream.dataset} from record {cell.identity.stream.start}, "
-            f"{cell.identity.stream.order} order, {len(cell.identity.stream.ids)} facts",
+            f"{cell.identity.stream.order} order, {counted(len(cell.identity.stream.ids), 'fact')}",
             Cell(cell.identity.stream.facts_hash[:12], "code"),
             Cell(cell.last.content_hash[:12] if cell.last else "", "code"),
             cell.reason or "",
@@ -343,6 +348,12 @@ def _about(folder: Path, cells: Sequence[CellRecord]) -> Section:
         f"nmke report {folder} --format csv -o tables",
     )
     tables = (
-        Table("identity", columns, rows, f"{len(cells)} cells: what decides their numbers", folded=True),
+        Table(
+            "identity",
+            columns,
+            rows,
+            f"{counted(len(cells), 'cell')}: what decides their numbers",
+            folded=True,
+        ),
     )
     return Section("again", "What was run", text, tables, commands=commands)

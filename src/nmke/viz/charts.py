@@ -10,6 +10,7 @@ import torch
 
 from nmke.viz.figures import Axis, Figure, Heat, Series, Value, ordered, share, wilson
 from nmke.viz.run_record import Batch, NeuronUse, RunRecord
+from nmke.viz.scales import counted
 
 MOST_POINTS = 160
 EDITS = Axis("edits so far", whole=True)
@@ -58,7 +59,7 @@ def scores_figure(run: RunRecord) -> Figure | None:
                 colour=number,
             )
         )
-    counts = ", ".join(f"{p}: {scores['n']} facts" for p, (_, scores) in newest.items())
+    counts = ", ".join(f"{p}: {counted(scores['n'], 'fact')}" for p, (_, scores) in newest.items())
     return Figure(
         "scores",
         "Scores of the model as it is now",
@@ -133,8 +134,8 @@ def probability_figure(run: RunRecord) -> Figure | None:
     return Figure(
         "probability",
         "Probability of the new answer",
-        f"Of the whole new answer behind the prompt, for the {len(rows)} facts that were written; measured by the "
-        f"model at that time.{thinned}",
+        f"Of the whole new answer behind the prompt, for {counted(len(rows), 'fact')} that were written; measured by "
+        f"the model at that time.{thinned}",
         Axis("edit", whole=True),
         share("probability of the new answer"),
         series,
@@ -284,8 +285,9 @@ def neurons_figure(run: RunRecord) -> Figure | None:
     details = [detail for found in per_layer.values() for detail in found]
     if all("kept_per_edit" in detail for detail in details):
         one = _mean_share(per_layer, lambda d: d["kept_per_edit"])
-        parts = (("one edit of the batch", one), ("any edit of the batch", kept))
-        meaning = "Every edit has its own neurons; their masks overlap."
+        others = _mean_share(per_layer, lambda d: d["kept"] - d["kept_per_edit"])
+        parts = (("one edit of the batch", one), ("its other edits, beyond that", others))
+        meaning = "Every edit has its own neurons; their masks overlap, and together they are the whole bar."
     elif run.config.get("mask") in ("entropy", "fixed") and all("overlap" in detail for detail in details):
         parts = (
             ("general only", _mean_share(per_layer, lambda d: d["general"] - d["overlap"])),
@@ -302,7 +304,7 @@ def neurons_figure(run: RunRecord) -> Figure | None:
     return Figure(
         "neurons",
         "Neurons that may change, by layer",
-        f"Share of the layer's neurons, mean over {batches} batches. {meaning} "
+        f"Share of the layer's neurons, mean over {counted(batches, 'batch', 'batches')}. {meaning} "
         "The columns of all other neurons stay bit-identical.",
         Axis("layer (of the decoder, counted from 0)", categories=tuple(map(str, layers))),
         Axis("share of the layer's neurons", low=0.0, high=1.0, percent=True),

@@ -10,7 +10,7 @@ from typing import Any
 from nmke.errors import RequestError
 from nmke.viz.figures import Axis, Figure, Heat, Series, Value, numbers
 from nmke.viz.report import Cell, Section, Table
-from nmke.viz.scales import label
+from nmke.viz.scales import counted, label
 
 SCHEMA = "nmke.neurons/1"
 NAME = "neurons.json"
@@ -53,7 +53,7 @@ def neuron_section(record: Mapping[str, Any]) -> Section:
         ]
         figures += [_depth(name, metric, len(record["facts"])) for name, metric in metrics.items()]
         text = (
-            f"{len(record['facts'])} facts, {len(record['prompts'])} prompts, scored at the "
+            f"{counted(len(record['facts']), 'fact')}, {counted(len(record['prompts']), 'prompt')}, scored at the "
             f"{record['settings']['token']} token for the {record['settings']['target']} answer; "
             f"{model['name']}, {model['n_layers']} layers. "
             f"Edits write to layers {', '.join(map(str, model['edited_layers']))}."
@@ -144,7 +144,8 @@ def _depth(name: str, metric: Mapping[str, Any], facts: int) -> Figure:
         f"depth-{name}",
         f"Depth of top neurons by {name}",
         f"{metric['summary']}. Share of the top {over['neurons']} neurons of all layers that sits in each layer; "
-        f"bands: 95 % bootstrap intervals over {facts} facts. Centre: mean depth, 0 the first layer, 1 the last.",
+        f"bands: 95 % bootstrap intervals over {counted(facts, 'fact')}. Centre: mean depth, 0 the first layer, 1 "
+        "the last.",
         Axis("layer", whole=True),
         Axis("share of the set", low=0.0, percent=True),
         series,

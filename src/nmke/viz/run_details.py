@@ -12,6 +12,7 @@ from nmke.ledger import EditRecord
 from nmke.viz.figures import Figure
 from nmke.viz.report import Cell, Download, Section, Table
 from nmke.viz.run_record import RunRecord, facts_jsonl
+from nmke.viz.scales import counted
 
 MOST_ROWS = 500
 MOST_UNFOLDED = 12
@@ -56,7 +57,7 @@ def facts_section(run: RunRecord) -> Section | None:
     )
     columns = ("edit", "prompt", "answer before (as stated)", "new answer", "p(new)", "state")
     more = f", the first {MOST_ROWS}" if len(run.held) > MOST_ROWS else ""
-    title = f"{len(run.held)} facts that the model holds now{more}"
+    title = f"{counted(len(run.held), 'fact')} that the model holds now{more}"
     note = "p(new): probability of the whole new answer, before and right after the fact's own batch."
     table = Table("facts", columns, rows, title, note, folded=len(run.held) > MOST_UNFOLDED)
     return Section("facts", "The facts", tables=(table,))
@@ -113,14 +114,16 @@ def _history(run: RunRecord) -> Table:
         for event in run.events[-MOST_ROWS:]
     )
     columns = ("event", "time (UTC)", "kind", "what", "content hash")
-    return Table("history", columns, rows, f"History: {len(run.events)} events", folded=True)
+    return Table("history", columns, rows, f"History: {counted(len(run.events), 'event')}", folded=True)
 
 
 def _what(kind: str, edits: int, body: Mapping[str, Any]) -> str:
     if kind == "edit":
-        return f"{edits} facts"
+        return counted(edits, "fact")
     undone = len(body.get("undone", []))
-    return f"{undone} batches taken back" + (f" for {body['reverted']}" if "reverted" in body else "")
+    return f"{counted(undone, 'batch', 'batches')} taken back" + (
+        f" for {body['reverted']}" if "reverted" in body else ""
+    )
 
 
 def _recipe(run: RunRecord) -> str:

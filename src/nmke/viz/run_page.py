@@ -12,13 +12,14 @@ from nmke.viz.figures import Figure, plain
 from nmke.viz.report import Cell, Kind, Report, Section, Table
 from nmke.viz.run_details import MOST_ROWS, again_section, facts_section, settings_section
 from nmke.viz.run_record import RunRecord
-from nmke.viz.scales import label
+from nmke.viz.scales import counted, label
 from nmke.viz.stability_charts import stability_figures
 
 STATUSES: tuple[Status, ...] = ("written", "failed", "known")
 STREAM = ("scores", "stream", "probability", "score-stream")
 HEALTH = ("kl", "perplexity")
 NEURONS = ("neurons", "neuron-use")
+SCOPES = {"edit": "one for each edit"}
 PARTS = {"edit": "the edit itself", "paraphrase": "asked in other words", "neighbour": "must stay"}
 
 
@@ -51,9 +52,8 @@ def run_report(
         facts_section(run),
         again_section(run),
     ]
-    facts = len(run.held)
     return Report(
-        title=f"{run.base.name}: {facts} edited fact{'' if facts == 1 else 's'}",
+        title=f"{run.base.name}: {counted(len(run.held), 'edited fact')}",
         lead=f"Run {run.name!r} on {run.base.source}, begun {run.created}.",
         notice="Facts in this model were changed on purpose and may be wrong. Pass this report on with the model."
         if run.batches
@@ -74,9 +74,16 @@ def _tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
     given, seconds = sum(counts.values()), _seconds(run)
     tiles = [
         ("facts that took", f"{counts['written']} of {given - counts['known']}", _left_out(counts["known"])),
-        ("method", str(run.config.get("method", "none")), f"{len(run.batches)} batches"),
+        (
+            "method",
+            str(run.config.get("method", "none")),
+            f"in {counted(len(run.batches), 'batch', 'batches')}",
+        ),
     ]
-    if (kept := _kept(run)) is not None:
+    kept, per_edit = _kept(run, "kept"), _kept(run, "kept_per_edit")
+    if per_edit is not None:
+        tiles.append(("neurons per edit", f"{per_edit:.0%}", f"of each edited layer; a whole batch {kept:.0%}"))
+    elif kept is not None:
         tiles.append(("neurons that may change", f"{kept:.0%}", "of each edited layer, mean over batches"))
     health = run.last_health
     if health:
@@ -96,8 +103,10 @@ def _left_out(known: int) -> str:
     return f"{known} more were known already" if known else "say the new answer word for word"
 
 
-def _kept(run: RunRecord) -> float | None:
-    shares = [d["kept"] / d["d_mlp"] for batch in run.batches for d in batch.per_layer("masks").values()]
+def _kept(run: RunRecord, name: str) -> float | None:
+    """Mean share of neurons over layers and batches, None where no mask has that count."""
+    details = [detail for batch in run.batches for detail in batch.per_layer("masks").values() if name in detail]
+    shares = [detail[name] / detail["d_mlp"] for detail in details]
     return sum(shares) / len(shares) if shares else None
 
 
@@ -173,7 +182,7 @@ def _outcome(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
         if r.status == "failed"
     )
     if failed:
-        title = f"{len(failed)} facts that did not take"
+        title = f"{counted(len(failed), 'fact')} that did not take"
         heads = ("edit", "prompt", "new answer", "why")
         tables.append(Table("failed", heads, failed[:MOST_ROWS], title, folded=len(failed) > 5))
     return Section("edits", "Do the edits hold?", text, tuple(tables), figures)
@@ -233,7 +242,8 @@ def _neurons(run: RunRecord, figures: tuple[Figure, ...]) -> Section | None:
         return Section("neurons", "Which neurons carry it?", (text,))
     text = (
         f"Neurons were scored by {run.config.get('attribution')!r} at the {run.config.get('attribution_token')} token; "
-        f"mask {run.config.get('mask')!r}, {run.config.get('placement')}. For a map of all layers: "
+        f"mask {run.config.get('mask')!r}, {SCOPES.get(str(run.config.get('mask_scope')), 'one for each batch')}, "
+        f"{run.config.get('placement')}. For a map of all layers: "
         f"`nmke neurons {run.name} -o {run.name}/neurons.json`, then this report again."
     )
     return Section("neurons", "Which neurons carry it?", (text,), figures=figures)

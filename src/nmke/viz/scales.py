@@ -81,6 +81,11 @@ def label(value: float, step: float = 0.0, *, percent: bool = False) -> str:
     return _written(value, step, percent=percent).replace("-", "−")
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """The count with its noun: "1 fact", "2 facts", "2 batches"."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def _written(value: float, step: float, *, percent: bool) -> str:
     if percent:
         value, step = value * 100, step * 100
