@@ -82,7 +82,9 @@ def _tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
     ]
     kept, per_edit = _kept(run, "kept"), _kept(run, "kept_per_edit")
     if per_edit is not None:
-        tiles.append(("neurons per edit", f"{per_edit:.0%}", f"of each edited layer; a whole batch {kept:.0%}"))
+        tiles.append(
+            ("neurons per edit", f"{per_edit:.0%}", f"of each edited layer; a whole batch {kept:.0%}")
+        )
     elif kept is not None:
         tiles.append(("neurons that may change", f"{kept:.0%}", "of each edited layer, mean over batches"))
     health = run.last_health
@@ -105,7 +107,9 @@ def _left_out(known: int) -> str:
 
 def _kept(run: RunRecord, name: str) -> float | None:
     """Mean share of neurons over layers and batches, None where no mask has that count."""
-    details = [detail for batch in run.batches for detail in batch.per_layer("masks").values() if name in detail]
+    details = [
+        detail for batch in run.batches for detail in batch.per_layer("masks").values() if name in detail
+    ]
     shares = [detail[name] / detail["d_mlp"] for detail in details]
     return sum(shares) / len(shares) if shares else None
 
