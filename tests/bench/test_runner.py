@@ -190,6 +190,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory, facts: Path, cache: Path) ->
         return only(bench(tmp_path_factory.mktemp("whole"), facts))
 
 
+def test_the_run_behind_a_finished_cell_is_deleted_unless_it_is_to_be_kept(
+    tmp_path: Path, facts: Path
+) -> None:
+    (kept,) = bench(tmp_path, facts).run(keep=True)
+    folder = tmp_path / "work" / kept.identity.id / "run"
+    with EditSession.open(runs.model(), folder, store=StatsStore()) as session:
+        assert session.content_hash == kept.checkpoints[-1].content_hash
+    (other,) = bench(tmp_path, facts, methods=("memit",)).run()
+    assert not (tmp_path / "work" / other.identity.id).exists()
+
+
 def test_what_is_finished_is_not_run_again(tmp_path: Path, facts: Path) -> None:
     list(bench(tmp_path, facts).run())
     assert list(bench(tmp_path, facts).run()) == []

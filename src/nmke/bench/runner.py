@@ -70,6 +70,7 @@ class Bench:
         told: Told = lambda record: None,
         *,
         retry: bool = False,
+        keep: bool = False,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[CellRecord]:
         """Run every cell that is not finished; yields each cell's record as it ends.
@@ -78,6 +79,7 @@ class Bench:
             progress: Told about each stage.
             told: Called with a cell's record after each checkpoint.
             retry: Run failed cells again, from their beginning.
+            keep: Keep the run folders of finished cells: about as many bytes per batch as the edited matrices have.
             stop: Asked between batches; True ends the run early, with everything so far saved.
 
         Raises:
@@ -92,7 +94,10 @@ class Bench:
         for cell in todo:
             if stop():
                 return
-            yield self._run_cell(cell, progress, told, stop)
+            record = self._run_cell(cell, progress, told, stop)
+            if record.status in ("done", "collapsed") and not keep:
+                self._forget(cell)
+            yield record
 
     def _check(self, cell: Cell) -> None:
         """Read the cell's facts, and refuse settings that cannot work."""
@@ -134,7 +139,7 @@ class Bench:
                 )
             if record.status == "running":
                 return record
-            shutil.rmtree(self.folder / WORK / cell.id, ignore_errors=True)  # failed, and asked for again
+            self._forget(cell)  # it failed, and was asked for again
         begun = now()
         record = CellRecord(
             identity=identity,
@@ -146,6 +151,10 @@ class Bench:
         )
         record.save(path)
         return record
+
+    def _forget(self, cell: Cell) -> None:
+        """Delete the run behind a cell."""
+        shutil.rmtree(self.folder / WORK / cell.id, ignore_errors=True)
 
     def _identity(self, cell: Cell) -> CellIdentity:
         model, edits = self.model, cell.variant.method != UNEDITED

@@ -110,6 +110,9 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run cells again that failed.")] = False,
+    keep_runs: Annotated[
+        bool, typer.Option("--keep-runs", help="Keep the run folders of finished cells, which are large.")
+    ] = False,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after so long, between two batches; run again to go on.")
     ] = None,
@@ -145,7 +148,9 @@ def run(
         _print_cells(bench, as_json=as_json)
         return
     shown = progress()
-    for record in bench.run(shown, lambda r: shown.line(_news(r)), retry=retry, stop=_clock(minutes)):
+    for record in bench.run(
+        shown, lambda r: shown.line(_news(r)), retry=retry, keep=keep_runs, stop=_clock(minutes)
+    ):
         shown.line(f"{record.identity.id}: {record.status}{f', {record.reason}' if record.reason else ''}")
     _print_cells(bench, as_json=as_json)
     states = {bench.status(cell) for cell in bench.plan.cells()}
