@@ -40,9 +40,9 @@ def measure(run: CellRun, held_out: HeldOutText) -> Checkpoint:
 
 
 def neurons_kept(events: Sequence[Event]) -> float | None:
-    """Mean share of neurons in the masks of these batches, over layers; None without masks."""
+    """Mean share of neurons that an edit of these batches may write, over layers; None without masks."""
     masks = [mask for event in events for mask in event.body.get("masks", {}).values()]
-    shares = [mask["kept"] / mask["d_mlp"] for mask in masks if "kept" in mask]
+    shares = [mask.get("kept_per_edit", mask["kept"]) / mask["d_mlp"] for mask in masks]
     return statistics.fmean(shares) if shares else None
 
 

@@ -163,7 +163,9 @@ class Checkpoint(_Record):
     held_out: HeldOut
     tasks: dict[str, TaskScore] = Field(default_factory=dict, description="General ability, if asked for.")
     drift: dict[int, float] = Field(description="‖W - W_base‖ / ‖W_base‖ of each edited layer.")
-    neurons_kept: float | None = Field(description="Mean share of neurons in the masks; None without masks.")
+    neurons_kept: float | None = Field(
+        description="Mean share of neurons that an edit may write, over layers and batches; None without masks."
+    )
     cost: Cost
     content_hash: str = Field(description="Of the edited model.")
 

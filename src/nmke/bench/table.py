@@ -25,7 +25,7 @@ class Row:
         scores: Mean over facts and its interval, by metric; None where it cannot be measured.
         perplexity, perplexity_base, kl: On held-out text; None where not finite.
         drift: Mean over the edited layers of ‖W - W_base‖ / ‖W_base‖.
-        neurons_kept: Mean share of neurons in the masks.
+        neurons_kept: Mean share of neurons that an edit may write; None without masks.
         seconds_per_edit, cpu_seconds_per_edit: Of the edits, without measuring.
         load_average: Lowest and highest load while it was measured.
         peak_memory_mb: Largest.
