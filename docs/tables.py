@@ -5,8 +5,10 @@ A page holds a comment such as `<!-- table: settings -->`; mkdocs calls `on_page
 
 from __future__ import annotations
 
+import json
 import re
 import typing
+from pathlib import Path
 from typing import Any
 
 from nmke import errors
@@ -89,6 +91,54 @@ def _plain(value: Any) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
+def _benchmarks() -> str:
+    from nmke.evaluation.benchmarks import benchmarks
+
+    rows = [(f"`{e.name}`", e.summary, e.value.asks, e.source) for e in benchmarks]
+    return _table(("name", "what is edited", "what is asked besides", "source"), rows)
+
+
+def _tasks() -> str:
+    from nmke.evaluation.ability import ability_tasks
+
+    rows = [
+        (f"`{e.name}`", e.value.title, e.summary, _chance(e.value.chance), e.source) for e in ability_tasks
+    ]
+    return _table(("name", "data", "how", "chance", "source"), rows)
+
+
+def _ability() -> str:
+    """The committed record of the unedited models, one column a model."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "general_ability.json"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    names = list(dict.fromkeys(task for tasks in cells.values() for task in tasks))
+    rows = [
+        (
+            f"`{task}`",
+            _metric(cells, task),
+            *(_measured(cells[model].get(task)) for model in cells),
+            _chance(next(tasks[task]["chance"] for tasks in cells.values() if task in tasks)),
+        )
+        for task in names
+    ]
+    return _table(("task", "metric", *cells, "chance"), rows)
+
+
+def _metric(cells: dict[str, Any], task: str) -> str:
+    return next(iter(next(tasks[task]["intervals"] for tasks in cells.values() if task in tasks)))
+
+
+def _measured(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    name, (low, high) = next(iter(cell["intervals"].items()))
+    return f"{cell[name]:.3g} [{low:.3g}, {high:.3g}], n = {cell['n']}"
+
+
+def _chance(chance: float | None) -> str:
+    return "-" if chance is None else f"{chance:.2f}"
+
+
 def _type(annotation: Any) -> str:
     """Values that a setting takes, in words."""
     if typing.get_origin(annotation) is typing.Literal:
@@ -117,4 +167,7 @@ TABLES = {
     "builtins": _builtins,
     "errors": _errors,
     "plan": _plan,
+    "benchmarks": _benchmarks,
+    "tasks": _tasks,
+    "ability": _ability,
 }

@@ -7,7 +7,7 @@ when the run is next opened for writing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from typing import Any
@@ -150,6 +150,28 @@ class Journal:
                     f"before-images do not lead back to content hash {expected[:12]}; run `nmke verify`"
                 )
             return self.save(kind, {**body, "undone": list(events)}, hash_before)
+
+    def walk_back(self) -> Generator[Event, None, None]:
+        """Each active batch, newest first, with the model as it was right after it; then the model as before.
+
+        Raises:
+            VerifyError: If a batch's file does not lead back to the recorded hash.
+        """
+        everything = {name: matrix.clone() for name, matrix in self.weights.matrices().items()}
+        try:
+            for seq in reversed(self.ledger.active()):
+                event = self.ledger.event(seq)
+                if self.weights.content_hash() != event.hash_after:
+                    raise VerifyError(
+                        f"the files do not lead back to the state after batch {event.id}, content hash "
+                        f"{event.hash_after[:12]}; run `nmke verify`"
+                    )
+                yield event
+                for name in filter(_is_batch, event.files):
+                    self.weights.restore(read_before(self.folder.root / name))
+        finally:
+            self.weights.reset()
+            self.weights.load(everything)
 
     def verify(self) -> dict[str, Any]:
         """Recompute every hash: rows, files, manifest, and the model in memory.

@@ -8,7 +8,7 @@ the exact bytes.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,16 @@ class EditSession:
     def base(self) -> AbstractContextManager[None]:
         """The unedited model inside the `with`, without a second copy of the weights."""
         return self.weights.base()
+
+    def walk_back(self) -> Generator[Event, None, None]:
+        """Each active batch, newest first, with the model in memory as it was right after it.
+
+        Nothing is written to the run; when the iterator ends or is closed, the model is as before.
+
+        Raises:
+            VerifyError: If the run's files do not lead back.
+        """
+        return self._journal.walk_back()
 
     def log(self) -> list[Event]:
         """Every event of the run, oldest first."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from nmke.cli.checkpoints import Checkpoints
 from nmke.cli.console import Display, is_lively, note, progress
 from nmke.cli.probes import Answer, Probe, answers, choose_probes
 from nmke.cli.scoring import base_outputs, score_session
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from nmke.evaluation.score_table import ScoreTable
     from nmke.ledger import EditRecord
     from nmke.session import BatchReport, EditSession
-    from nmke.types import EditRequest
+    from nmke.types import EditCase, EditRequest
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Outcome:
         interrupted: Whether Ctrl-C ended it early.
         prepare_seconds: Time that key statistics took.
         collapsed: The health limit that ended it early, None when none did.
+        checkpoints: What was measured every so many edits.
     """
 
     reports: list[BatchReport] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Outcome:
     interrupted: bool = False
     prepare_seconds: float = 0.0
     collapsed: HealthError | None = None
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
     @property
     def records(self) -> list[EditRecord]:
@@ -78,7 +81,12 @@ class Outcome:
 
 
 def edit_all(
-    session: EditSession, requests: Sequence[EditRequest], *, resume: bool = False, evaluate: bool = True
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    *,
+    resume: bool = False,
+    evaluate: bool = True,
+    checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Edit the facts in batches, with progress on stderr.
 
@@ -89,7 +97,7 @@ def edit_all(
     """
     known = session.ledger.known_ids(session.ledger.active())
     new = [request for request in requests if request.id not in known] if resume else list(requests)
-    outcome = Outcome(skipped=len(requests) - len(new))
+    outcome = Outcome(skipped=len(requests) - len(new), checkpoints=checkpoints or Checkpoints())
     if outcome.skipped:
         note(f"{outcome.skipped} of {len(requests)} facts are in the run already and are skipped")
     shown = progress()
@@ -101,8 +109,16 @@ def edit_all(
     _edit_batches(session, new, outcome, shown, resume=resume)
     if evaluate and not outcome.interrupted:
         outcome.after = answers(session.model, outcome.probes)
-        outcome.scores = score_session(session, requests)
+        outcome.scores = score_session(session, _cases(requests))
     return outcome
+
+
+def _cases(requests: Sequence[EditRequest]) -> list[EditCase]:
+    """Each fact as a case of its own; of several edits of one fact the last."""
+    from nmke.types import EditCase
+
+    last = {request.fact_key: request for request in requests}
+    return [EditCase((request,)) for request in requests if last[request.fact_key] is request]
 
 
 def prepare_session(session: EditSession, shown: Display) -> float:
@@ -138,6 +154,7 @@ def _edit_batches(
                 outcome.reports.append(report)
                 task.advance()
                 shown.line(_batch_line(report, len(outcome.reports), total))
+                outcome.checkpoints.after(session, report, shown)
         except HealthError as error:
             outcome.reports += _collapsed_batch(session, outcome)
             if not outcome.reports:

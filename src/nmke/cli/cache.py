@@ -17,7 +17,7 @@ from nmke.cli.console import fact, print_json, table
 from nmke.errors import ConfigError, RequestError, VerifyError
 
 app = typer.Typer(no_args_is_help=True, help="List, remove or check what is kept between runs.")
-KINDS = ("models", "stats")
+KINDS = ("models", "stats", "scores", "data")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Kept:
     """One thing in the cache.
 
     Args:
-        name: "models/NAME" or "stats/NAME".
+        name: "models/NAME", "stats/NAME", "scores/NAME" or "data/NAME".
         path: Folder or file.
         bytes: Its size.
         about: What it is.
@@ -114,6 +114,10 @@ def _about(path: Path) -> str:
     if path.is_dir():
         return "built-in model"
     if path.suffix != ".safetensors":
+        if path.parent.name == "scores":
+            return f"scores of an unedited model, task {path.name.rpartition('-')[0]}"
+        if path.parent.name == "data":
+            return "data set file"
         return "self-written corpus" if path.name.startswith("corpus-") else ""
     found = _metadata(path)
     if isinstance(found, str):

@@ -9,6 +9,7 @@ import typer
 
 from nmke.cli import options
 from nmke.cli.batches import Outcome, edit_all
+from nmke.cli.checkpoints import Checkpoints
 from nmke.cli.console import print_json
 from nmke.cli.edit_report import edit_json, print_edit
 from nmke.cli.opening import Loading, editing, find_place, read_requests, save_recipe
@@ -50,6 +51,16 @@ def edit(
     as_json: options.Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 6 when an edit does not take.")] = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not score the facts afterwards.")] = False,
+    eval_every: Annotated[
+        int, typer.Option("--eval-every", min=0, help="Measure --eval-tasks every K edits; 0: never.")
+    ] = 0,
+    eval_tasks: Annotated[
+        str, typer.Option("--eval-tasks", help="Tasks of `nmke eval --tasks`.")
+    ] = "edits,wikitext",
+    eval_limit: Annotated[
+        int,
+        typer.Option("--eval-limit", min=1, help="Questions of each task, windows of text, newest facts."),
+    ] = 50,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     revision: options.Revision = None,
@@ -60,11 +71,12 @@ def edit(
     One fact: nmke edit MODEL -p "The capital of {France} is" -t Lyon. Many: nmke edit MODEL --facts FILE.
     Settings: flags win over NMKE_* variables, these over --config, these over the run's own recipe.
     """
+    checkpoints = Checkpoints.create(eval_every, eval_tasks, eval_limit)
     requests = read_requests(prompt, target, subject, facts, limit)
     place = find_place(source, output, resume=resume, force=force)
     given = merge(settings, config, place.recipe)
     with editing(place, given, Loading(dtype, device, revision), requests) as session:
-        outcome = edit_all(session, requests, resume=resume, evaluate=not no_eval)
+        outcome = edit_all(session, requests, resume=resume, evaluate=not no_eval, checkpoints=checkpoints)
         if outcome.reports:
             save_recipe(session, given)
         _show(session, requests, outcome, as_json=as_json)

@@ -37,6 +37,7 @@ def edit_json(session: EditSession, outcome: Outcome) -> dict[str, Any]:
         "seconds": {**outcome.seconds, "prepare": outcome.prepare_seconds},
         "peak_rss_mb": peak_rss_mb(),
         "scores": outcome.scores.to_json() if outcome.scores else {},
+        "checkpoints": outcome.checkpoints.records,
         "probes": probes_json(outcome.probes, outcome.before, outcome.after) if outcome.after else [],
         "failed": [_failure(r.request, r.detail) for r in outcome.with_status("failed")],
         "known": [r.request.id for r in outcome.with_status("known")],

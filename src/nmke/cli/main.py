@@ -20,6 +20,7 @@ from nmke.cli import (
     ask,
     bench,
     cache,
+    data,
     demo,
     diff,
     doctor,
@@ -98,6 +99,7 @@ for _name, _verb in VERBS.items():
     app.command(_name)(_verb)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

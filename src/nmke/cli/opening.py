@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nmke.config import EditConfig
     from nmke.models.load import EditableModel
     from nmke.session import EditSession
-    from nmke.types import EditRequest
+    from nmke.types import EditCase, EditRequest
 
 RECIPE = "recipe.yaml"
 
@@ -228,18 +228,31 @@ def read_requests(
 
 
 def read_file(facts: Path, limit: int | None = None) -> list[EditRequest]:
-    """The facts of a file; says what was guessed and skipped.
+    """The facts of a file or benchmark; says what was guessed and skipped.
 
     Raises:
         RequestError: If it is missing or malformed; names line and field.
     """
+    return [request for case in read_cases(facts, limit) for request in case.requests]
+
+
+def read_cases(facts: Path, limit: int | None = None) -> list[EditCase]:
+    """The cases of a file, or of the benchmark of that name; says what was guessed and skipped.
+
+    Raises:
+        RequestError: If it is missing or malformed; names line and field.
+    """
+    from nmke.evaluation.benchmarks import benchmarks, read_benchmark
     from nmke.facts import read_facts
 
-    read = read_facts(facts, limit=limit)
-    note(f"{facts}: {len(read.requests)} facts, read as {read.shape!r} ({read.format})")
+    if not facts.exists() and str(facts) in benchmarks:
+        read = read_benchmark(str(facts), limit=limit)
+    else:
+        read = read_facts(facts, limit=limit)
+    note(f"{read.path}: {len(read.requests)} facts, read as {read.shape!r} ({read.format})")
     for remark in read.notes:
         note(f"note: {remark}")
-    return list(read.requests)
+    return list(read.cases)
 
 
 def check_requests(model: EditableModel, requests: Sequence[EditRequest]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,11 @@ from nmke.cli.console import fact, make_table, stdout, working
 
 if TYPE_CHECKING:
     from nmke.evaluation.base_outputs import BaseOutputs
+    from nmke.evaluation.metrics import Estimate
     from nmke.evaluation.score_table import ProtocolScores, ScoreTable
+    from nmke.evaluation.tasks import Comparison
     from nmke.session import EditSession
-    from nmke.types import EditRequest
+    from nmke.types import EditCase, EditRequest
 
 FOLDER = "base-outputs"
 
@@ -39,15 +41,20 @@ def base_outputs(session: EditSession, requests: Sequence[EditRequest]) -> BaseO
 
 
 def score_session(
-    session: EditSession, requests: Sequence[EditRequest], protocols: Sequence[str] = ("teacher_forced",)
+    session: EditSession,
+    cases: Sequence[EditCase],
+    protocols: Sequence[str] = ("teacher_forced",),
+    *,
+    seed: int = 0,
 ) -> ScoreTable:
     """Scores of the session's model as it is now; a record of them stays in the run folder."""
-    from nmke.evaluation.protocols import score
+    from nmke.evaluation.portability import score_cases
     from nmke.evaluation.score_records import save_scores
 
+    requests = [request for case in cases for request in case.final_requests]
     base = base_outputs(session, requests)
-    with working(f"scoring {len(requests)} facts ({', '.join(protocols)})"):
-        table = score(session.model, requests, base, protocols)
+    with working(f"scoring {len(cases)} facts ({', '.join(protocols)})"):
+        table = score_cases(session.model, cases, base, protocols, seed=seed)
     with contextlib.suppress(OSError):  # a run may be read-only
         save_scores(session.folder.root, session.content_hash, requests, table)
     return table
@@ -64,6 +71,40 @@ def print_scores(table: ScoreTable) -> None:
         )
         made.title, made.title_justify, made.title_style = title, "left", "bold"
         stdout().print(made)
+
+
+def print_tasks(found: Mapping[str, Comparison]) -> None:
+    """One table over all tasks: before, after, change of the same questions; below it what each task is."""
+    rows = [row for compared in found.values() for row in _task_rows(compared)]
+    compared = any(c.before is not None for c in found.values())
+    numbers = ("before", "after", "change") if compared else ("score",)
+    made = make_table(("task", "metric", *numbers), rows, right=numbers)
+    made.title, made.title_justify, made.title_style = "general ability, 95 % intervals", "left", "bold"
+    stdout().print(made)
+    for compared_task in found.values():
+        after = compared_task.after
+        chance = "" if after.chance is None else f", chance {after.chance:.2f}"
+        fact("", f"{after.task}: {after.title}, n = {after.n}{chance}   {after.version}")
+
+
+def _task_rows(compared: Comparison) -> list[tuple[str, ...]]:
+    """One row a metric; each interval stands below its number."""
+    before, after, rows = compared.before, compared.after, []
+    for metric, estimate in after.metrics.items():
+        cells = [_interval(estimate)]
+        if before is not None:
+            change = compared.change.get(metric)
+            then = before.metrics.get(metric)
+            cells.insert(0, "-" if then is None else _interval(then))
+            cells.append("-" if change is None else _interval(change, "+"))
+        first = metric == next(iter(after.metrics))
+        rows.append((after.task if first else "", metric, *cells))
+    return rows
+
+
+def _interval(estimate: Estimate, sign: str = "") -> str:
+    form = f"{sign}.{3 if abs(estimate.high) < 10 else 2}f"
+    return f"{estimate.mean:{form}}\n[{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
 def score_line(scores: ProtocolScores) -> None:

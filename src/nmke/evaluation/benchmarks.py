@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmke.errors import RequestError
+from nmke.evaluation.data_sets import missing
 from nmke.facts import FactsFile, data_path, read_facts
 from nmke.registry import Registry
 
@@ -57,10 +57,7 @@ def read_benchmark(
     benchmark = benchmarks.get(name)
     path = benchmark.find()
     if path is None:
-        raise RequestError(
-            f"benchmark {name!r} needs {' or '.join(benchmark.files)}, which is not on this machine; "
-            f"fetch it with `nmke data get {name}`, or point NMKE_DATA at a folder that holds it"
-        )
+        raise missing("benchmark", name, benchmark.files)
     shape = benchmark.shape
     return read_facts(path, limit=limit, offset=offset, shape=shape, derived=derived, distinct=distinct)
 
@@ -104,7 +101,7 @@ _add(
 _add(
     "wikibigedit",
     "easyedit",
-    ("wikibigedit_3k.jsonl",),
+    ("wikibigedit_3k.jsonl", "wikibigedit_3k.json"),
     source="arXiv:2503.05683",
     summary="real changes of Wikidata, the sample of 3,000 used by LocFT",
     asks="paraphrase, a like question about another subject",

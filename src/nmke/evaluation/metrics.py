@@ -82,6 +82,34 @@ def paired_difference(after: Sequence[float], before: Sequence[float], seed: int
     return mean_interval([a - b for a, b in zip(after, before, strict=True)], seed)
 
 
+def exp_mean_interval(sums: Sequence[float], counts: Sequence[float], seed: int = 0) -> Estimate:
+    """Exp of the count-weighted mean, with its interval from resampling the parts: a perplexity.
+
+    Args:
+        sums: Negative log-probability of each part (a window, a word), nats.
+        counts: Tokens of each part.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: If there is no part, or the lists differ in length.
+        NumericsError: If a sum is not finite.
+    """
+    total, weight = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if total.size == 0 or total.shape != weight.shape:
+        raise ValueError(
+            f"{total.size} sums and {weight.size} counts: both need one number a part, at least one"
+        )
+    if not np.isfinite(total).all():
+        raise NumericsError(f"{int((~np.isfinite(total)).sum())} of {total.size} losses are not finite")
+    generator = np.random.default_rng(seed)
+    drawn = np.empty(RESAMPLES)
+    for turn in range(RESAMPLES):
+        chosen = generator.integers(0, total.size, size=total.size)
+        drawn[turn] = total[chosen].sum() / weight[chosen].sum()
+    low, high = np.exp(np.percentile(drawn, [2.5, 97.5]))
+    return Estimate(float(np.exp(total.sum() / weight.sum())), float(low), float(high), int(total.size))
+
+
 def _resampled_means(numbers: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     """Means of bootstrap samples, drawn in blocks of bounded memory; [resamples]."""
     generator = np.random.default_rng(seed)

@@ -17,13 +17,12 @@ from dataclasses import replace
 
 from nmke.evaluation.base_outputs import BaseOutputs
 from nmke.evaluation.metrics import contains_answer, cut_answer, exact_match
-from nmke.evaluation.protocols import GENERATION_TOKENS, score
-from nmke.evaluation.score_table import ProtocolScores, RequestScores, ScoreTable, Values, summarise
+from nmke.evaluation.protocols import GENERATION_TOKENS, QUESTIONS, score, table_of
+from nmke.evaluation.score_table import RequestScores, ScoreTable, Values
 from nmke.evaluation.target_scores import TOKEN_BUDGET, predictions
 from nmke.models.load import EditableModel
 from nmke.types import EditCase, Question
 
-METRIC = "portability"
 Judge = Callable[[EditableModel, Sequence[Question], int, int], list[dict[str, float]]]
 
 
@@ -68,11 +67,12 @@ def score_cases(
     if not any(case.questions for case in cases):
         return table
     questions = [question for case in cases for question in case.questions]
-    for name, scores in table.protocols.items():
+    rows = list(table.rows)
+    for name in table.protocols:
         found = iter(JUDGES[name](model, questions, token_budget, max_new_tokens))
-        values = [_values(case.questions, found) for case in cases]
-        table = _joined(table, name, scores, cases, values, seed)
-    return table
+        extra = {case.final_requests[-1].id: _values(case.questions, found) for case in cases}
+        rows = [_with_values(row, name, extra.get(row.id, {})) for row in rows]
+    return table_of(rows, list(table.protocols), max_new_tokens=max_new_tokens, seed=seed)
 
 
 def _values(questions: Sequence[Question], found: Iterable[dict[str, float]]) -> Values:
@@ -80,26 +80,9 @@ def _values(questions: Sequence[Question], found: Iterable[dict[str, float]]) ->
     values: dict[str, tuple[float, ...]] = {}
     for question, marks in zip(questions, found, strict=False):
         for suffix, mark in marks.items():
-            for name in (METRIC, f"{METRIC}_{question.kind}"):
+            for name in (QUESTIONS, f"{QUESTIONS}_{question.kind}"):
                 values[name + suffix] = (*values.get(name + suffix, ()), mark)
     return values
-
-
-def _joined(
-    table: ScoreTable,
-    name: str,
-    scores: ProtocolScores,
-    cases: Sequence[EditCase],
-    values: Sequence[Values],
-    seed: int,
-) -> ScoreTable:
-    """The table with one protocol's question metrics added."""
-    metrics = list(dict.fromkeys(metric for row in values for metric in row))
-    estimates, counts = summarise(values, metrics, seed)
-    joined = replace(scores, metrics={**scores.metrics, **estimates}, counts={**scores.counts, **counts})
-    extra = {case.final_requests[-1].id: row for case, row in zip(cases, values, strict=True)}
-    rows = tuple(_with_values(row, name, extra.get(row.id, {})) for row in table.rows)
-    return ScoreTable({**table.protocols, name: joined}, rows)
 
 
 def _with_values(row: RequestScores, name: str, extra: Values) -> RequestScores:

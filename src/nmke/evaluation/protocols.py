@@ -29,6 +29,7 @@ from nmke.models.load import EditableModel
 from nmke.types import EditRequest
 
 GENERATION_TOKENS = 16
+QUESTIONS = "portability"  # what the names of metrics of questions begin with
 
 # A request's values per metric, and its generated answer if there is one.
 Outcome = tuple[Values, str | None]
@@ -92,34 +93,56 @@ def score(
     inputs = Inputs(base, token_budget, max_new_tokens)
     ordered = [name for name in PROTOCOLS if name in protocols]
     results = {name: PROTOCOLS[name].run(model, requests, inputs) for name in ordered}
-    tables = {
-        name: summary(name, [values for values, _ in result], max_new_tokens, seed)
-        for name, result in results.items()
-    }
     answers = [text for _, text in results.get("generation", [({}, None)] * len(requests))]
-    rows = tuple(
+    rows = [
         RequestScores(
             request.id, {name: result[index][0] for name, result in results.items()}, answers[index]
         )
         for index, request in enumerate(requests)
-    )
-    return ScoreTable(tables, rows)
+    ]
+    return table_of(rows, ordered, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def table_of(
+    rows: Sequence[RequestScores],
+    protocols: Sequence[str],
+    *,
+    max_new_tokens: int = GENERATION_TOKENS,
+    seed: int = 0,
+) -> ScoreTable:
+    """The table over rows that were scored together or one batch after another.
+
+    Args:
+        rows: One per request.
+        protocols: Those that the rows were scored under.
+        max_new_tokens: Budget that generated answers had.
+        seed: Of the bootstrap intervals.
+    """
+    made = {
+        name: summary(name, [row.values[name] for row in rows], max_new_tokens, seed) for name in protocols
+    }
+    return ScoreTable(made, tuple(rows))
 
 
 def summary(
     name: str, values: Sequence[Values], max_new_tokens: int = GENERATION_TOKENS, seed: int = 0
 ) -> ProtocolScores:
-    """Estimates and counts of one protocol, from each request's values as `ScoreTable.rows` hold them."""
+    """Estimates and counts of one protocol, from each request's values as `ScoreTable.rows` hold them.
+
+    Metrics of questions that follow from edits join those of the protocol.
+    """
     scorer = PROTOCOLS[name]
-    scored = [row for row in values if row]
+    scored = [row for row in values if row.keys() & set(scorer.metrics)]
     estimates, counts = summarise(scored, scorer.metrics, seed)
     counts["requests_left_out"] = len(values) - len(scored)
     if name == "likelihood":
         complete = all(estimates[metric] is not None for metric in scorer.metrics)
         table = [[_mean_or_none(row.get(metric)) for metric in scorer.metrics] for row in scored]
         estimates["score"] = harmonic_interval(table, seed) if complete else None
+    asked = sorted({metric for row in values for metric in row if metric.startswith(QUESTIONS)})
+    more, more_counts = summarise(values, asked, seed)
     settings = {"max_new_tokens": max_new_tokens} if name == "generation" else {}
-    return ProtocolScores(scorer.version, estimates, len(scored), counts, settings)
+    return ProtocolScores(scorer.version, estimates | more, len(scored), counts | more_counts, settings)
 
 
 def _teacher_forced(model: EditableModel, requests: Sequence[EditRequest], inputs: Inputs) -> list[Outcome]:

@@ -115,6 +115,42 @@ def score_rows(
     return [scores[i] for i in range(len(rows))]
 
 
+@torch.inference_mode()
+def next_token_scores(
+    model: EditableModel,
+    contexts: Sequence[tuple[int, ...]],
+    options: Sequence[Sequence[int]],
+    token_budget: int = TOKEN_BUDGET,
+    side: Side = "right",
+) -> list[list[tuple[float, bool]]]:
+    """Log-probability of several next tokens behind each context, from one forward pass a context.
+
+    Args:
+        model: The model, edited or not.
+        contexts: Token ids, distinct or not.
+        options: For each context the tokens asked about.
+        token_budget: Largest number of tokens in a batch.
+        side: Padding side; the result does not depend on it.
+
+    Returns:
+        Per context and option the natural log-probability, and whether the token is the argmax.
+    """
+    found: dict[int, list[tuple[float, bool]]] = {}
+    rows = [TargetRow((*context, 0), 1) for context in contexts]  # the last id only marks the place
+    for bucket in _buckets(model, rows, token_budget):
+        batch = pad_batch(
+            [list(contexts[i]) for i in bucket], model.encoder.pad_id, side=side, device=model.device
+        )
+        columns = batch.last_index.tolist()
+        positions = sorted(set(columns))
+        logits = _logits_at(model, batch, torch.tensor(positions, device=model.device))
+        for place, (i, column) in enumerate(zip(bucket, columns, strict=True)):
+            scores = logits[place, positions.index(column)].float().log_softmax(dim=0)  # [d_vocab]
+            best = int(scores.argmax())
+            found[i] = [(float(scores[token]), token == best) for token in options[i]]
+    return [found[i] for i in range(len(contexts))]
+
+
 def _row(model: EditableModel, prompt: str, target: str) -> TargetRow:
     """Token ids of prompt and target."""
     before = model.encoder.encode(prompt)

@@ -86,7 +86,9 @@ def read_facts(
     if collected is None or count <= offset:
         found = f"it holds {count} records and {offset} are left out" if count else "it is empty"
         raise RequestError(f"{path}, line 1: no fact in the file: {found}; write at least one record")
-    return FactsFile(collected.finish(), collected.shape.name, path, _sha256(path), collected.notes(), form)
+    return FactsFile(
+        collected.finish(), collected.shape.name, path, file_sha256(path), collected.notes(), form
+    )
 
 
 @dataclass
@@ -184,7 +186,12 @@ def _asked(case: EditCase) -> list[tuple[str, str, str]]:
     return [(request.prompt, request.subject, request.target_new) for request in case.requests]
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of the file's bytes as they lie on disk.
+
+    Raises:
+        RequestError: If it cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             digest = hashlib.sha256()

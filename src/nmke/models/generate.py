@@ -32,6 +32,7 @@ class Decoding:
         seed: Makes the draws repeatable; torch's own generator is left as it was.
         temperature: Divides the logits when drawing.
         stop_at_newline: End each answer before the first line break that follows visible text.
+        stop: End each answer before the first of these strings.
     """
 
     max_new_tokens: int
@@ -39,6 +40,17 @@ class Decoding:
     seed: int | None = None
     temperature: float = 1.0
     stop_at_newline: bool = False
+    stop: tuple[str, ...] = ()
+
+    def cut(self, text: str) -> str:
+        """The answer's text up to where it ends."""
+        text = first_line(text) if self.stop_at_newline else text
+        return text[: min((text.index(mark) for mark in self.stop if mark in text), default=len(text))]
+
+    @property
+    def stops(self) -> bool:
+        """Whether text can end an answer early."""
+        return self.stop_at_newline or bool(self.stop)
 
 
 class DrawTopK(LogitsProcessor):
@@ -91,7 +103,7 @@ def _continue_batch(
 
     def ended(ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         texts = [_decode(model, row, settings) for row in ids[:, width:].tolist()]
-        return torch.tensor([first_line(text) != text for text in texts], device=ids.device)
+        return torch.tensor([decoding.cut(text) != text for text in texts], device=ids.device)
 
     draws = LogitsProcessorList([DrawTopK(decoding.temperature)] if decoding.do_sample else [])
     with contiguous_input(model.model.get_output_embeddings()):
@@ -100,10 +112,10 @@ def _continue_batch(
             attention_mask=batch.attention_mask,
             generation_config=settings,
             logits_processor=draws,
-            stopping_criteria=[ended] if decoding.stop_at_newline else None,
+            stopping_criteria=[ended] if decoding.stops else None,
         )
     texts = [_decode(model, row, settings) for row in output[:, width:].tolist()]
-    return [first_line(text) for text in texts] if decoding.stop_at_newline else texts
+    return [decoding.cut(text) for text in texts]
 
 
 def _decode(model: EditableModel, ids: list[int], settings: GenerationConfig) -> str:
