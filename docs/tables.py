@@ -41,6 +41,31 @@ def _methods() -> str:
     return _table(("method", "what it does", "its own defaults", "source"), rows)
 
 
+def _sources() -> str:
+    from nmke.editors import methods
+
+    rows = [(f"`{e.name}`", e.summary, e.source, ", ".join(e.needs) or "nothing") for e in methods]
+    return _table(("method", "what it does", "source", "needs"), rows)
+
+
+def _deviations() -> str:
+    from nmke.editors import methods, stabilisers
+
+    seen: dict[str, list[str]] = {}
+    for entry in (*methods, *stabilisers):
+        names = seen.setdefault(entry.differs, [])
+        names += [] if entry.name in names else [entry.name]
+    rows = [(", ".join(f"`{name}`" for name in names), text) for text, names in seen.items() if text]
+    return _table(("method or stabiliser", "deviations"), rows)
+
+
+def _stabilisers() -> str:
+    from nmke.editors import stabilisers
+
+    rows = [(f"`{entry.name}`", entry.summary, entry.source) for entry in stabilisers]
+    return _table(("stabiliser", "what it does", "source"), rows)
+
+
 def _scores() -> str:
     from nmke.attribution import neuron_scores
 
@@ -145,7 +170,7 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
     inner = [part for part in typing.get_args(annotation) if part is not type(None)]
     if typing.get_origin(annotation) is tuple:
-        return "list of integers"
+        return "list of integers" if int in typing.get_args(annotation) else "list of names"
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(inner[0])
     if inner:
@@ -163,6 +188,9 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 TABLES = {
     "settings": _settings,
     "methods": _methods,
+    "sources": _sources,
+    "deviations": _deviations,
+    "stabilisers": _stabilisers,
     "scores": _scores,
     "builtins": _builtins,
     "errors": _errors,

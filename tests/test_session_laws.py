@@ -113,8 +113,8 @@ def test_a_write_that_is_not_finite_leaves_every_layer_as_it_was(
         before = runs.bits(session.model)
         whole = writing.compute_updates
 
-        def broken(*arguments: object) -> object:
-            result = whole(*arguments)
+        def broken(*arguments: object, **more: object) -> object:
+            result = whole(*arguments, **more)
             first, second = result.updates
             bad = LayerUpdate(second.layer, torch.full_like(second.left, 3e38), second.right * 1e30)
             object.__setattr__(result, "updates", (first, bad))

@@ -32,11 +32,11 @@ def test_columns_bring_back_every_bit(dtype):
     first = state.apply([update(1, columns=7), update(2)])
     between, middle = runs.bits(state.model), state.content_hash()
     second = state.apply([update(1, seed=9)])
-    assert [c.index.tolist() for c in first.values()] == [list(range(7)), list(range(64))]
+    assert [c.index.tolist() for c in first.columns.values()] == [list(range(7)), list(range(64))]
     assert len({base, middle, state.content_hash()}) == 3
-    state.restore(second)
+    state.take_back(second)
     assert runs.bits(state.model) == between and state.content_hash() == middle
-    state.restore(first)
+    state.take_back(first)
     assert runs.bits(state.model) == as_loaded and state.content_hash() == base == state.base_hash()
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nmke.editors.pipeline import BatchResult
+from nmke.editors.side import RowChanges
 from nmke.errors import LedgerError
 from nmke.models.cache import atomic_file
 from nmke.types import Keys
@@ -37,7 +38,20 @@ class Columns:
     values: Tensor
 
 
-def write_batch(path: Path, result: BatchResult, before: Mapping[int, Columns]) -> str:
+@dataclass(frozen=True)
+class Before:
+    """What a batch overwrote.
+
+    Args:
+        columns: Columns of each edited down-projection.
+        side: Rows of side memories, by the tensors' names in files.
+    """
+
+    columns: Mapping[int, Columns]
+    side: Mapping[str, RowChanges]
+
+
+def write_batch(path: Path, result: BatchResult, before: Before) -> str:
     """Write keys, target values, update, mask and before-image of a batch.
 
     Returns:
@@ -51,22 +65,35 @@ def write_batch(path: Path, result: BatchResult, before: Mapping[int, Columns]) 
         prefix = f"layer.{update.layer}."
         tensors[prefix + "left"] = update.left
         tensors[prefix + "right"] = update.right
-        tensors[prefix + "keys"] = result.memory_keys[update.layer]
-        tensors[prefix + "columns"] = before[update.layer].index
-        tensors[prefix + "before"] = before[update.layer].values
+        if update.layer in result.memory_keys:
+            tensors[prefix + "keys"] = result.memory_keys[update.layer]
+        tensors[prefix + "columns"] = before.columns[update.layer].index
+        tensors[prefix + "before"] = before.columns[update.layer].values
         if update.mask is not None:
             tensors[prefix + "mask"] = update.mask.keep.to(torch.uint8)
     for layer, values in result.targets.values.items():
         tensors[f"layer.{layer}.target_values"] = values
+    for name, change in before.side.items():
+        tensors[f"{name}.length"] = torch.tensor(change.length)
+        tensors[f"{name}.index"] = change.index
+        tensors[f"{name}.rows"] = change.rows
     tensors["owners"] = torch.tensor(result.owners, dtype=torch.int32)
     return _write(path, tensors, {"schema": BATCH_SCHEMA})
 
 
-def read_before(path: Path) -> dict[int, Columns]:
-    """The before-images of a batch, per layer."""
-    tensors = _read(path, BATCH_SCHEMA, ("columns", "before"))
-    layers = sorted({int(name.split(".")[1]) for name in tensors})
-    return {i: Columns(tensors[f"layer.{i}.columns"], tensors[f"layer.{i}.before"]) for i in layers}
+def read_before(path: Path) -> Before:
+    """The before-images of a batch."""
+    tensors = _read(path, BATCH_SCHEMA, ("columns", "before", "length", "index", "rows"))
+    layers = sorted(int(name.split(".")[1]) for name in tensors if name.endswith(".columns"))
+    columns = {i: Columns(tensors[f"layer.{i}.columns"], tensors[f"layer.{i}.before"]) for i in layers}
+    names = [name.removesuffix(".length") for name in tensors if name.endswith(".length")]
+    return Before(
+        columns,
+        {
+            n: RowChanges(int(tensors[f"{n}.length"]), tensors[f"{n}.index"], tensors[f"{n}.rows"])
+            for n in names
+        },
+    )
 
 
 def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
@@ -88,21 +115,21 @@ def read_columns(path: Path) -> dict[int, tuple[Int[Tensor, " touched"], int]]:
     for name, index in _read(path, BATCH_SCHEMA, ("columns",)).items():
         layer = int(name.split(".")[1])
         with safe_open(path, framework="pt") as file:
-            found[layer] = index.long(), int(file.get_slice(f"layer.{layer}.keys").get_shape()[1])
+            found[layer] = index.long(), int(file.get_slice(f"layer.{layer}.right").get_shape()[1])
     return found
 
 
-def write_head(path: Path, matrices: Mapping[str, Tensor], content_hash: str) -> str:
-    """Write the edited matrices, by tensor name.
+def write_head(path: Path, tensors: Mapping[str, Tensor], content_hash: str) -> str:
+    """Write the edited matrices and side memories, by tensor name.
 
     Returns:
         sha256 of the file.
     """
-    return _write(path, dict(matrices), {"schema": HEAD_SCHEMA, "content_hash": content_hash})
+    return _write(path, dict(tensors), {"schema": HEAD_SCHEMA, "content_hash": content_hash})
 
 
 def read_head(path: Path) -> dict[str, Tensor]:
-    """The edited matrices, by tensor name."""
+    """The edited matrices and side memories, by tensor name."""
     return _read(path, HEAD_SCHEMA, None)
 
 

@@ -15,6 +15,7 @@ from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.method import Method
 from nmke.editors.pipeline import BatchResult, default_layers
+from nmke.editors.stabilisers import check_stabilisers, in_force, stabilisers
 from nmke.errors import ConfigError, RequestError
 from nmke.evaluation.target_scores import TargetScore
 from nmke.health import HealthReport
@@ -56,8 +57,10 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
     """
     method = methods.get(config.method)
     filled = method.fill(config)
+    brought = {k: v for name in in_force(method, config) for k, v in stabilisers.get(name).defaults.items()}
+    filled = replace_config(filled, **{k: v for k, v in brought.items() if k not in config.model_fields_set})
     _check_scope(filled, method)
-    layers = filled.layers or default_layers(model.layout.n_layers)
+    layers = filled.layers or (method.layers or default_layers)(model.layout.n_layers)
     if method.max_layers is not None and filled.layers is None:
         layers = layers[-method.max_layers :]
     limit = model.layout.n_layers
@@ -69,6 +72,11 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
         raise ConfigError(
             f"method {config.method!r} edits {method.max_layers} layer, {len(layers)} asked; give one"
         )
+    if method.solver is None and filled.mask != "none":
+        raise ConfigError(
+            f"mask {filled.mask!r} goes with methods that solve for keys, {config.method!r} does not; drop the mask"
+        )
+    check_stabilisers(method, filled, layers)
     check_batch_size(filled.method, filled.batch_size)
     return replace_config(filled, layers=tuple(layers))
 
@@ -102,6 +110,20 @@ def check_batch_size(method: str, size: int) -> None:
     largest = methods.get(method).max_batch
     if largest is not None and size > largest:
         raise ConfigError(f"method {method!r} takes batches of {largest}, {size} asked; lower batch_size")
+
+
+def check_recalled(method: str, recalled: Sequence[str]) -> None:
+    """Raise unless the method can go on with a run whose model looks things up in these side memories.
+
+    Raises:
+        ConfigError: If another method's memory is being recalled: its keys would not fit changed weights.
+    """
+    others = [kind for kind in recalled if kind != method]
+    if others:
+        raise ConfigError(
+            f"method {method!r} asked for a run that holds a side memory of {others[0]!r}; go on with "
+            f"{others[0]!r}, or begin another run"
+        )
 
 
 def replace_config(config: EditConfig, **changes: Any) -> EditConfig:

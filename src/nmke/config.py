@@ -16,6 +16,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
 )
 
 from nmke.errors import ConfigError
@@ -45,6 +46,10 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
     targets: Literal["auto", "spread", "joint"] = Field(
         "auto", description="Where targets live: spread over layers (MEMIT) or joint; auto asks the model."
     )
+    stop_argmax: NonNegativeInt = Field(
+        0,
+        description="Stop an edit once its answer is the argmax in every context on so many steps in a row; 0: never.",
+    )
     context_tokens: PositiveInt = Field(10, description="Length of each self-written context, tokens.")
     token_budget: PositiveInt = Field(
         256, description="Tokens optimised at once: bounds memory, and edits of like length share a group."
@@ -67,6 +72,13 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
     )
     null_space_value: PositiveFloat = Field(
         2e-2, description="Threshold, or share of directions or of energy."
+    )
+
+    radius: PositiveFloat = Field(
+        0.1, description="GRACE: radius of a new entry of the codebook, in units of the hidden state's norm."
+    )
+    stabilisers: tuple[str, ...] = Field(
+        (), description="Names, comma-separated: what to add against collapse, in this order."
     )
 
     mask: MaskName = Field("none", description="Which neurons may change.")
@@ -121,6 +133,12 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         0.7, description="Warn when less than this share of the earlier edits asked again still holds."
     )
     retention_stop: NonNegativeFloat = Field(0.3, description="Stop below this share of earlier edits.")
+
+    @field_validator("stabilisers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Names from one comma-separated text, as flags and variables give them."""
+        return tuple(filter(None, re.split(r"[,\s]+", value))) if isinstance(value, str) else value
 
     @classmethod
     def create(cls, **settings: Any) -> EditConfig:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from nmke.active_edits import EventKind
-from nmke.batch_file import Columns, file_sha256, read_before, read_head, write_batch, write_head
+from nmke.batch_file import Before, file_sha256, read_before, read_head, write_batch, write_head
 from nmke.editors.pipeline import BatchResult
 from nmke.errors import LedgerError, VerifyError
 from nmke.ledger import EditRecord, Event, Ledger
@@ -78,7 +78,7 @@ class Journal:
         body: Mapping[str, Any],
         hash_before: str,
         records: Sequence[EditRecord] = (),
-        batch: tuple[BatchResult, Mapping[int, Columns]] | None = None,
+        batch: tuple[BatchResult, Before] | None = None,
     ) -> Event:
         """Put an event on the disk: batch file, head file, ledger row.
 
@@ -89,12 +89,12 @@ class Journal:
         if batch is not None:
             name = self.folder.edits_name(seq)
             files[name] = write_batch(self.folder.root / name, *batch)
-        matrices = self.weights.matrices()
-        if hash_after == hash_before:
+        tensors = self.weights.head()
+        if hash_after == hash_before and not self.weights.side.tensors():
             files.update(self._last_head())
-        elif matrices:
+        elif tensors:
             name = self.folder.head_name(seq)
-            files[name] = write_head(self.folder.root / name, matrices, hash_after)
+            files[name] = write_head(self.folder.root / name, tensors, hash_after)
         event = self.ledger.append(
             kind,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -134,7 +134,7 @@ class Journal:
             VerifyError: If the files do not lead back to the recorded hash; the model is then unchanged.
         """
         hash_before = self.checked_hash()
-        everything = {name: matrix.clone() for name, matrix in self.weights.matrices().items()}
+        everything = {name: matrix.clone() for name, matrix in self.weights.head().items()}
 
         def restore() -> None:
             self.weights.reset()
@@ -143,7 +143,7 @@ class Journal:
         with self.all_or_nothing(restore):
             for seq in reversed(events):
                 for name in filter(_is_batch, self.ledger.event(seq).files):
-                    self.weights.restore(read_before(self.folder.root / name))
+                    self.weights.take_back(read_before(self.folder.root / name))
             expected = self.ledger.event(events[0]).hash_before
             if self.weights.content_hash() != expected:
                 raise VerifyError(
@@ -157,7 +157,7 @@ class Journal:
         Raises:
             VerifyError: If a batch's file does not lead back to the recorded hash.
         """
-        everything = {name: matrix.clone() for name, matrix in self.weights.matrices().items()}
+        everything = {name: matrix.clone() for name, matrix in self.weights.head().items()}
         try:
             for seq in reversed(self.ledger.active()):
                 event = self.ledger.event(seq)
@@ -168,7 +168,7 @@ class Journal:
                     )
                 yield event
                 for name in filter(_is_batch, event.files):
-                    self.weights.restore(read_before(self.folder.root / name))
+                    self.weights.take_back(read_before(self.folder.root / name))
         finally:
             self.weights.reset()
             self.weights.load(everything)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from nmke.config import EditConfig
+from nmke.editors.norm_anchor import NORM_ANCHOR, pilot_norms
+from nmke.editors.pipeline import target_site
 from nmke.models.load import EditableModel
 from nmke.progress import Progress
 from nmke.stats.covariance import LayerStats
@@ -26,6 +28,7 @@ class RunStats:
     ) -> None:
         self._model, self._base, self._store = model, base, store
         self._loaded: dict[tuple[object, ...], LayerStats] = {}
+        self._anchors: dict[EditConfig, dict[int, float]] = {}
 
     def of(self, config: EditConfig, progress: Progress) -> dict[int, LayerStats]:
         """Statistics of each layer that `config` edits."""
@@ -41,3 +44,16 @@ class RunStats:
                 moment = covariance.moment.to(self._model.device)
                 self._loaded[keys[layer]] = LayerStats(moment, rule, value)
         return {layer: self._loaded[key] for layer, key in keys.items()}
+
+    def anchors(
+        self, config: EditConfig, contexts: Sequence[str], progress: Progress
+    ) -> dict[int, float] | None:
+        """The norm that target values are rescaled to, per layer; None unless the settings ask for it."""
+        if NORM_ANCHOR not in config.stabilisers:
+            return None
+        if config not in self._anchors:
+            assert config.layers is not None
+            site = target_site(self._model, config, config.layers)
+            with self._base():
+                self._anchors[config] = pilot_norms(self._model, contexts, site, config, progress)
+        return self._anchors[config]

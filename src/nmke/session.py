@@ -53,6 +53,7 @@ class EditSession:
             self.ledger = Ledger(folder.ledger)
             opening.callback(self.ledger.close)
             self.weights = WeightsState(model)
+            opening.callback(self.weights.side.close)
             self._journal = Journal(folder, self.ledger, self.weights)
             self._closing = opening.pop_all()
         self._writer = BatchWriter(model, self._journal, self.store)
@@ -132,7 +133,7 @@ class EditSession:
         self.close()
 
     def close(self) -> None:
-        """Free the lock and close the ledger; the model keeps its edited weights in memory."""
+        """Free the lock and close the ledger; the model keeps its edited weights in memory, recalls nothing."""
         self._closing.close()
 
     # ------------------------------------------------------------------ reading

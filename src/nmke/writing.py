@@ -11,6 +11,7 @@ from nmke.active_edits import Place
 from nmke.batches import BatchReport
 from nmke.config import EditConfig
 from nmke.editors import methods
+from nmke.editors.method import STATISTICS
 from nmke.editors.pipeline import compute_updates
 from nmke.errors import HealthError
 from nmke.evaluation.target_scores import TargetScore, predictions
@@ -46,6 +47,8 @@ class BatchWriter:
     def write(self, requests: Sequence[EditRequest], config: EditConfig, progress: Progress) -> BatchReport:
         """Edit the requests together; see `EditSession.edit_batch`. Health is looked at, its limits are not."""
         batches.check_batch(requests, config)
+        batches.check_recalled(config.method, self._weights.side.recalled)
+        entry = methods.entry(config.method)
         hash_before = self._journal.checked_hash()
         before = self._ask(requests)
         todo = [r for r, score in zip(requests, before, strict=True) if score.accuracy < 1.0]
@@ -53,25 +56,30 @@ class BatchWriter:
             known = batches.known_records(requests)
             return BatchReport(self._journal.save("edit", batches.body(config), hash_before, known))
         superseded, turn = self._superseded(todo), self._ledger.edits.count()
-        result = compute_updates(
-            self._model,
-            methods.get(config.method),
-            todo,
-            self._folder.contexts,
-            self._stats.of(config, progress),
-            self._memory.without(list(superseded.values())),
-            config,
-            turn,
-            progress,
-        )
-        columns = self._weights.apply(result.updates)
-        with self._journal.all_or_nothing(lambda: self._weights.restore(columns)):
+        statistics = self._stats.of(config, progress) if STATISTICS in entry.needs else {}
+        anchors = self._stats.anchors(config, self._folder.contexts, progress)
+        with self._weights.side.off():
+            result = compute_updates(
+                self._model,
+                entry.value,
+                todo,
+                self._folder.contexts,
+                statistics,
+                self._memory.without(list(superseded.values())),
+                config,
+                turn,
+                progress,
+                side=self._weights.side.memories.get(config.method),
+                anchors=anchors,
+            )
+        overwritten = self._weights.apply(result.updates, result.side)
+        with self._journal.all_or_nothing(lambda: self._weights.take_back(overwritten)):
             after = dict(zip([r.id for r in todo], self._ask(todo), strict=True))
             found = batches.records(requests, before, after, result, superseded)
             drift = self._weights.drift()
             health = self._look_at_health(found, config, drift, turn)
             body = batches.body(config, result, drift=drift, superseded=superseded, health=health)
-            event = self._journal.save("edit", body, hash_before, found, (result, columns))
+            event = self._journal.save("edit", body, hash_before, found, (result, overwritten))
         masks = {layer: mask.detail for layer, mask in result.masks.items()}
         return BatchReport(event, result.seconds, masks, health)
 

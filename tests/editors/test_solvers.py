@@ -7,9 +7,12 @@ from torch import Tensor
 from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.alphaedit import AlphaEdit
+from nmke.editors.betaedit import BetaEdit
+from nmke.editors.emmet import Emmet
 from nmke.editors.memit import CovarianceSolver
 from nmke.editors.memory import KeyMemory
 from nmke.editors.nmke import Nmke
+from nmke.editors.nse import NeuronLevel, most_active
 from nmke.editors.rome import Rome
 from nmke.editors.solve import solve_positive
 from nmke.errors import NumericsError
@@ -27,6 +30,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 KEYS, RESIDUALS, PAST = random(B, M, seed=1), random(B, D, seed=2), random(4, M, seed=3)
 SAMPLE = random(200, M, seed=4) * torch.linspace(0.05, 2, M, dtype=torch.float64)
 MOMENT = SAMPLE.T @ SAMPLE / len(SAMPLE)
+SOLVERS = [name for name in methods.names() if methods.get(name).solver is not None]
 SOME = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1, 0], dtype=torch.bool)
 
 
@@ -166,7 +170,47 @@ def test_rome_meets_every_key_of_a_fact_with_two_anchors():
     torch.testing.assert_close(update @ KEYS[:2].T, RESIDUALS[:2].T, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_emmet_equals_its_closed_form_and_without_alpha_meets_every_value(alpha):
+    directions = Emmet().directions(
+        KEYS, stats(), remembered(PAST), None, EditConfig.create(l2=alpha, covariance_weight=1.0)
+    )
+    inverse, k = torch.linalg.inv(MOMENT), KEYS.T
+    inner = k.T @ inverse @ k + alpha * torch.eye(B, dtype=torch.float64)
+    expected = (inverse @ k @ torch.linalg.inv(inner) @ RESIDUALS).T
+    torch.testing.assert_close(RESIDUALS.T @ directions, expected, rtol=1e-9, atol=1e-11)
+    met = torch.allclose(RESIDUALS.T @ directions @ k, RESIDUALS.T, rtol=1e-9, atol=1e-11)
+    assert met is (alpha == 0.0)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8], ids=["basis", "complement"])
+@pytest.mark.parametrize("memory", [remembered, collapsed])
+def test_betaedit_adds_ordinary_keys_inside_the_null_space(memory, share):
+    directions = BetaEdit().directions(KEYS, stats(share), memory(PAST), None, CONFIG)
+    projector, k = null_projector(MOMENT, share), KEYS.T
+    system = projector @ (k @ k.T + PAST.T @ PAST + 2.5 * MOMENT) @ projector
+    system = system + 0.7 * torch.eye(M, dtype=torch.float64)
+    expected = (projector @ torch.linalg.solve(system, projector @ k @ RESIDUALS)).T
+    torch.testing.assert_close(RESIDUALS.T @ directions, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_nse_solves_on_the_fewest_neurons_that_hold_its_share_of_the_activation():
+    strength = KEYS.abs().mean(dim=0).tolist()
+    chosen: set[int] = set()
+    while sum(strength[i] for i in chosen) < 0.8 * sum(strength):
+        chosen.add(max(set(range(M)) - chosen, key=lambda i: strength[i]))
+    index = torch.tensor(sorted(chosen))
+    assert 2 < len(index) < M
+    assert most_active(KEYS, 0.8).nonzero().flatten().tolist() == index.tolist()
+    part, k = MOMENT[index][:, index], KEYS[:, index].T
+    expected = torch.zeros(D, M, dtype=torch.float64)
+    expected[:, index] = (torch.linalg.inv(2.5 * part + k @ k.T) @ k @ RESIDUALS).T
+    config = EditConfig.create(l2=0.0, covariance_weight=2.5)
+    directions = NeuronLevel(0.8).directions(KEYS, stats(), remembered(PAST), None, config)
+    torch.testing.assert_close(RESIDUALS.T @ directions, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_mask_of_ones_equals_no_mask_and_of_zeros_changes_nothing(name):
     method = methods.get(name)
     config = EditConfig.create(**{"l2": 0.7, **method.defaults})
@@ -181,7 +225,7 @@ def test_mask_of_ones_equals_no_mask_and_of_zeros_changes_nothing(name):
     assert nothing.shape == free.shape and not nothing.any()
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_keys_that_are_not_finite_are_refused(name, bad):
     method = methods.get(name)

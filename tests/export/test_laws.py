@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
     return StatsStore(tmp_path_factory.mktemp("stats"))
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", [n for n in methods.names() if methods.get(n).recall is None])
 def test_export_then_load_equals_the_session(
     method: str, base: Path, store: StatsStore, tmp_path: Path
 ) -> None:

@@ -123,9 +123,12 @@ def _cases(requests: Sequence[EditRequest]) -> list[EditCase]:
 
 def prepare_session(session: EditSession, shown: Display) -> float:
     """Gather the key statistics that the session's settings need; the seconds it took."""
+    from nmke.editors.method import STATISTICS, methods
     from nmke.stats.store import CorpusSpec
 
     config, begun = session.config, time.perf_counter()
+    if STATISTICS not in methods.entry(config.method).needs:
+        return 0.0
     spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
     missing = session.store.missing(session.model, config.layers or (), spec)
     if missing:

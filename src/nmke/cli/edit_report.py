@@ -45,6 +45,7 @@ def edit_json(session: EditSession, outcome: Outcome) -> dict[str, Any]:
         "health": health.as_json() if (health := last_health(outcome)) else None,
         "drift": {str(k): v for k, v in session.weights.drift().items()},
         "changed_tensors": [asdict(changed) for changed in session.changed()],
+        "side_memory": list(session.weights.side.recalled),
         "content_hash": session.content_hash,
         "config": session.config.model_dump(mode="json"),
     }
@@ -70,14 +71,15 @@ def print_edit(session: EditSession, requests: Sequence[EditRequest], outcome: O
         left = len(requests) - outcome.skipped - outcome.n_edits
         fact("stopped", f"{left} facts are left; the same command with --resume goes on")
     else:
-        fact("next", f"nmke chat {root} --compare\nnmke export {root} --to hf -o OUT")
+        export = "" if session.weights.side.recalled else f"\nnmke export {root} --to hf -o OUT"
+        fact("next", f"nmke chat {root} --compare{export}")
 
 
 def print_layers(session: EditSession, outcome: Outcome) -> None:
     """Per edited layer: neurons selected by the last batch, columns that differ from the base, drift."""
     changes = session.changed()
     if not changes:
-        fact("changed", "nothing: the model is the base model")
+        fact("changed", side_text(session) or "nothing: the model is the base model")
         return
     masks = next((report.masks for report in reversed(outcome.reports) if report.masks), {})
     drift = session.weights.drift()
@@ -94,6 +96,18 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
     names = [c.name for c in changes]
     count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
     fact("changed", f"{count}: {names[0]}{f' … {names[-1]}' if len(names) > 1 else ''}")
+
+
+def side_text(session: EditSession) -> str:
+    """What the run keeps beside the weights, in words; "" when nothing."""
+    side = session.weights.side
+    if not side.recalled:
+        return ""
+    size = sum(tensor.nbytes for tensor in side.tensors().values()) / 1024
+    return (
+        f"no weight; a side memory of {side.recalled[0]!r} ({size:.0f} KB), looked up while the session is open; "
+        "it cannot be exported"
+    )
 
 
 def last_health(outcome: Outcome) -> HealthReport | None:

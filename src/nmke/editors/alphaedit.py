@@ -52,14 +52,15 @@ def _dual(keys: Tensor, past: Tensor, projector: NullSpaceProjector, l2: float) 
 
 
 def _reduced(keys: Tensor, moment: Tensor, projector: NullSpaceProjector, l2: float) -> Tensor:
-    basis = _null_basis(projector)
+    basis = null_basis(projector)
     inside = basis.T @ keys.T
     system = basis.T @ moment @ basis + inside @ inside.T
     system.diagonal().add_(l2)
     return (basis @ solve_positive(system, inside, what="Uᵀ(K Kᵀ + Cp)U + λI", cure=CURE)).T
 
 
-def _null_basis(projector: NullSpaceProjector) -> Tensor:
+def null_basis(projector: NullSpaceProjector) -> Tensor:
+    """Orthonormal columns that span the null space, [d_mlp, kept]."""
     if not projector.complement:
         return projector.basis
     size, rank = projector.basis.shape

@@ -29,6 +29,9 @@ class KeyPass:
         requests: The batch.
         contexts: Prefixes of every prompt, the first one empty.
         layers: The edited layers, ascending.
+
+    Attributes:
+        gaps: By layer, how far the reference row's key lies from the mean key of the latest `collect`.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class KeyPass:
         self._owner = torch.repeat_interleave(
             torch.arange(len(found)), torch.tensor([len(rows) for rows in found])
         ).to(model.device)
+        self.gaps: dict[int, Keys] = {}
         self._replay: BlockReplay | None = None
         self._hidden: dict[int, Tensor] = {}
         if replay_is_exact(model):
@@ -87,7 +91,9 @@ class KeyPass:
                 stack.enter_context(stop_after(last))
                 self.model.model(**self.model.inputs(self._batch))
         count = len(self._rows)
-        keys = {i: self._average(in_rows(inputs[i], count)[self._rows, self._columns]) for i in modules}
+        seen = {i: in_rows(inputs[i], count)[self._rows, self._columns].double() for i in modules}
+        keys = {i: self._weights @ each for i, each in seen.items()}
+        self.gaps |= {i: each[self._reference] - keys[i] for i, each in seen.items()}
         return keys, outputs["last"][self._rows, self._columns][self._reference].double()
 
     def _run_from(self, start: int) -> None:
@@ -97,9 +103,6 @@ class KeyPass:
         for layer in range(start, self.layers[-1] + 1):
             self._hidden[layer] = hidden
             hidden = self._replay.run_block(layer, hidden)
-
-    def _average(self, rows: Tensor) -> Tensor:
-        return self._weights @ rows.double()
 
     def _adder(self, delta: Tensor):  # type: ignore[no-untyped-def]  # a closure over the rows
         def change(out: Tensor) -> Tensor:

@@ -2,27 +2,39 @@
 
 Every solver answers one question: along which directions in key space should the residuals be written?
 With keys K and residuals R the update is ΔW = Rᵀ X, so that the solver needs only the keys: X [edits, d_mlp].
+A method that is not of the locate-then-edit family computes its batch itself (`Compute`), and may keep a side
+memory (`nmke.editors.side`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from nmke.config import EditConfig
 from nmke.editors.memory import KeyMemory
+from nmke.editors.side import Recall, SideMemory
 from nmke.masking.per_edit import suits_edit
+from nmke.models.load import EditableModel
+from nmke.progress import Progress
 from nmke.registry import Registry
 from nmke.stats.covariance import LayerStats
-from nmke.types import Keys, Mask
+from nmke.types import EditRequest, Keys, Mask
+
+if TYPE_CHECKING:
+    from nmke.editors.pipeline import BatchResult
 
 Directions = Float[Tensor, "edits d_mlp"]
 
-STATISTICS = "key statistics"  # what an entry may need: the second moment of ordinary keys, per edited layer
+# What an entry may need.
+STATISTICS = "key statistics"  # the second moment of ordinary keys, per edited layer (`nmke prepare`)
+SIDE_MEMORY = "side memory"  # tensors beside the weights that are looked up at inference
+PROMPT = "prompt"  # text in front of every prompt
+PEFT = "peft"  # the extra `lora`
 
 
 @runtime_checkable
@@ -52,26 +64,81 @@ class Solver(Protocol):
 
 
 @dataclass(frozen=True)
-class Method:
-    """A locate-then-edit method: a solver and the settings that are its own.
+class Batch:
+    """All that a method may look at to compute one batch; the model is to be left as it was.
 
     Args:
-        solver: Its linear algebra.
+        model: The model as it is now.
+        requests: The facts to write.
+        contexts: Prefixes of every prompt, the first one empty.
+        config: Resolved settings, with `layers` given.
+        progress: Told about each stage.
+        side: The method's own side memory so far, None at first.
+    """
+
+    model: EditableModel
+    requests: Sequence[EditRequest]
+    contexts: Sequence[str]
+    config: EditConfig
+    progress: Progress
+    side: SideMemory | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers to edit."""
+        assert self.config.layers is not None
+        return self.config.layers
+
+
+class Compute(Protocol):
+    """What a method outside the locate-then-edit family does with a batch."""
+
+    def __call__(self, batch: Batch) -> BatchResult:
+        """What it would write.
+
+        Raises:
+            NumericsError: If a computation is not finite.
+            RequestError: If a prompt does not fit the model.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method edits: by a solver in the one pipeline, or by computing its batch itself.
+
+    Args:
+        solver: The linear algebra of a locate-then-edit method; None when `compute` is given.
         defaults: Settings that differ from `EditConfig`'s defaults.
         max_batch: Largest batch it is defined for (1 for ROME), None for any.
         max_layers: Largest number of layers it is defined for, None for any.
         remembers: Whether the keys of earlier edits enter its system.
         edit_masks: Whether it can take a mask for each edit of a batch (`mask_scope` "edit").
         batch_defaults: What takes the place of `defaults` when the mask asked for is one of a whole batch.
+        compute: Computes a batch without the pipeline.
+        recall: How its side memory takes part in inference; None when it does not.
+        layers: Its own choice of layers for a model of so many; None: as all methods do.
+        share: How residuals are spread over the layers left: an equal part each, or the square root of that
+            (PMET).
+        value_at: Key at which the old value is read: the bare prompt's, or the mean key it writes to (R-ROME).
+        targets_on: Weights that target values are found on.
+        stabilisers: Stabilisers that are part of it.
     """
 
-    solver: Solver
+    solver: Solver | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     max_batch: int | None = None
     max_layers: int | None = None
     remembers: bool = True
     edit_masks: bool = False
     batch_defaults: Mapping[str, Any] = field(default_factory=dict)
+    compute: Compute | None = None
+    recall: Recall | None = None
+    layers: Callable[[int], tuple[int, ...]] | None = None
+    share: Literal["equal", "root"] = "equal"
+    value_at: Literal["bare", "mean"] = "bare"
+    targets_on: Literal["edited", "unedited"] = "edited"
+    stabilisers: tuple[str, ...] = ()
 
     def fill(self, config: EditConfig) -> EditConfig:
         """The settings with the method's own wherever nothing was asked for."""

@@ -6,9 +6,10 @@ layers are taken back bit by bit); the session alone commits what it returns.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,18 +18,22 @@ from torch import Tensor
 
 from nmke.attribution import neuron_scores
 from nmke.config import EditConfig
+from nmke.editors.blue import BLUE, in_both_layers
 from nmke.editors.keys import KeyPass
 from nmke.editors.memory import KeyMemory, SolverState
-from nmke.editors.method import Directions, Method
+from nmke.editors.method import Batch, Directions, Method
+from nmke.editors.norm_anchor import anchored, mlp_outputs
 from nmke.editors.per_edit import per_edit_directions
 from nmke.editors.rows import with_second_anchors
 from nmke.editors.scored_prompts import scored_prompts
+from nmke.editors.side import SideMemory
+from nmke.editors.stabilisers import filtered, in_force, weighed
 from nmke.editors.targets import Targets, optimise_targets
 from nmke.errors import NumericsError
 from nmke.masking.select import select_neurons
 from nmke.models.load import EditableModel
 from nmke.models.replay import Site
-from nmke.models.weights import DownProjection
+from nmke.models.weights import DownProjection, swapped_in
 from nmke.progress import Progress, quiet
 from nmke.stats.covariance import LayerStats
 from nmke.types import EditRequest, Keys, LayerUpdate, NeuronMask
@@ -47,6 +52,7 @@ class BatchResult:
             anchors of those whose subject is the model's first token.
         score_summaries: Mean, highest and share of positive scores per layer, for the record.
         seconds: Time of each stage.
+        side: The side memory that takes the place of the method's, None when it keeps none.
     """
 
     updates: tuple[LayerUpdate, ...]
@@ -56,6 +62,7 @@ class BatchResult:
     owners: tuple[int, ...]
     score_summaries: dict[int, dict[str, float]]
     seconds: dict[str, float] = field(default_factory=dict)
+    side: SideMemory | None = None
 
 
 def default_layers(n_layers: int) -> tuple[int, ...]:
@@ -85,6 +92,8 @@ def compute_updates(
     turn: int = 0,
     progress: Progress = quiet,
     targets: Targets | None = None,
+    side: SideMemory | None = None,
+    anchors: Mapping[int, float] | None = None,
 ) -> BatchResult:
     """What `method` would write for a batch of requests; the model is left as it was.
 
@@ -99,24 +108,40 @@ def compute_updates(
         turn: Number of the batch in its run.
         progress: Told about each stage.
         targets: Target values found before for these requests on these weights; None to optimise them now.
+        side: The method's side memory so far.
+        anchors: Norm that target values are rescaled to, per layer; None leaves them as they are.
 
     Raises:
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
         RequestError: If a prompt does not fit the model.
     """
     assert config.layers is not None
+    if method.compute is not None:
+        return method.compute(Batch(model, requests, contexts, config, progress, side))
+    if BLUE in config.stabilisers and len(config.layers) > 1:
+
+        def one_layer(layer: int) -> BatchResult:
+            narrow = config.model_copy(update={"layers": (layer,)})
+            return compute_updates(
+                model, method, requests, contexts, stats, state, narrow, turn, progress, anchors=anchors
+            )
+
+        return in_both_layers(config.layers, one_layer, ProvisionalWrites(model))
     layers, clock = config.layers, Stopwatch()
     site = target_site(model, config, layers)
     requests, owners = with_second_anchors(model, requests)
     with clock.stage("targets"):
         where = layers if site == "down_proj" else layers[-1:]
         if targets is None:
-            targets = optimise_targets(model, requests, contexts, where, site, config, progress)
+            with _unedited(model) if method.targets_on == "unedited" else nullcontext():
+                targets = optimise_targets(model, requests, contexts, where, site, config, progress)
+        if anchors:
+            targets = anchored(targets, mlp_outputs(model, requests, contexts, targets), anchors)
     with clock.stage("attribution"):
         masks, summaries = choose_neurons(model, requests, contexts, config, turn)
     with clock.stage("keys"):
         rows = KeyPass(model, requests, contexts, layers)
-    solve = _Solve(method, stats, state, masks, config, tuple(r.id for r in requests), turn, clock)
+    solve = _Solve(model, method, stats, state, masks, config, tuple(r.id for r in requests), turn, clock)
     write = _write_jointly if site == "down_proj" else _write_in_turn
     with ProvisionalWrites(model) as writes:
         updates, memory_keys = write(solve, rows, targets, writes)
@@ -172,7 +197,9 @@ def _write_in_turn(
         with solve.clock.stage("keys"):
             keys, current = rows.collect(changed=rows.layers[position - 1] if position else None)
         missing = targets.values[rows.layers[-1]].double() - current
-        updates.append(solve(layer, keys[layer], missing / (len(rows.layers) - position)))
+        left = len(rows.layers) - position
+        share = left if solve.method.share == "equal" else math.sqrt(left)
+        updates.append(solve(layer, keys[layer], missing / share + solve.old_value_gap(layer, rows)))
         memory[layer] = keys[layer].float()
         writes.add(updates[-1])
     return updates, memory
@@ -184,11 +211,22 @@ def _write_jointly(
     """Every layer on its own, with the keys it sees when all deltas are in place."""
     with solve.clock.stage("keys"):
         keys, _ = rows.collect(targets.deltas)
-    updates = [solve(layer, keys[layer], targets.deltas[layer].double()) for layer in rows.layers]
+    updates = [
+        solve(layer, keys[layer], targets.deltas[layer].double() + solve.old_value_gap(layer, rows))
+        for layer in rows.layers
+    ]
     for update in updates:
         writes.add(update)
     with solve.clock.stage("keys"):
         return updates, {i: k.float() for i, k in rows.collect()[0].items()}
+
+
+@contextmanager
+def _unedited(model: EditableModel) -> Iterator[None]:
+    """The model as loaded inside the `with`."""
+    layers = model.layout.layers
+    with swapped_in({i: (DownProjection(layers[i].down_proj), base) for i, base in model.unedited.items()}):
+        yield
 
 
 class ProvisionalWrites:
@@ -215,6 +253,7 @@ class ProvisionalWrites:
 
 @dataclass(frozen=True)
 class _Solve:
+    model: EditableModel
     method: Method
     stats: Mapping[int, LayerStats]
     state: SolverState
@@ -225,7 +264,8 @@ class _Solve:
     clock: Stopwatch
 
     def __call__(self, layer: int, keys: Keys, residuals: Float[Tensor, "edits d_model"]) -> LayerUpdate:
-        memory = self.state.memory(layer, keys.shape[1], keys.device)
+        names = in_force(self.method, self.config)
+        memory = weighed(self.state.memory(layer, keys.shape[1], keys.device), names)
         with self.clock.stage("solve"):
             try:
                 right, mask = self._directions(layer, keys, memory)
@@ -235,7 +275,19 @@ class _Solve:
             raise NumericsError(
                 f"edits {_named(self.ids)}, layer {layer}: the update is not finite; lower `lr` or raise `l2`"
             )
-        return LayerUpdate(layer, residuals.T.float().contiguous(), right.float().contiguous(), mask)
+        update = LayerUpdate(layer, residuals.T.float().contiguous(), right.float().contiguous(), mask)
+        now = self._weights(layer)
+        with self.clock.stage("solve"):
+            return filtered(update, now, self.model.unedited.get(layer, now), names)
+
+    def old_value_gap(self, layer: int, rows: KeyPass) -> Tensor | float:
+        """What the old value at the bare prompt is above that at the mean key, [edits, d_model]."""
+        if self.method.value_at == "bare":
+            return 0.0
+        return rows.gaps[layer] @ self._weights(layer).double().T
+
+    def _weights(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+        return DownProjection(self.model.layout.layers[layer].down_proj).read()
 
     def _directions(self, layer: int, keys: Keys, memory: KeyMemory) -> tuple[Directions, NeuronMask | None]:
         if self.config.mask_scope == "edit":
@@ -243,6 +295,7 @@ class _Solve:
             return per_edit_directions(keys, self.stats[layer], memory, self.config, seed)
         mask = self.masks.get(layer)
         keep = None if mask is None else mask.keep
+        assert self.method.solver is not None
         return self.method.solver.directions(keys, self.stats[layer], memory, keep, self.config), mask
 
 

@@ -161,6 +161,7 @@ class _Edit:
         self.start = torch.empty(0)
         self.delta = torch.empty(0)
         self.loss, self.probability, self.steps = float("inf"), 0.0, 0
+        self.said = 0  # steps in a row on which the answer was the argmax in every context
         self.kl_before = torch.empty(0)
         self.done = False
 
@@ -190,7 +191,8 @@ def _optimise_group(
                     f"edit {edit.name!r}: the target optimisation's loss is {edit.loss} at step {step}; "
                     "lower `lr` or load the model in float32"
                 )
-            edit.done = edit.loss < config.stop_loss or step == config.steps
+            enough = 0 < config.stop_argmax <= edit.said
+            edit.done = edit.loss < config.stop_loss or enough or step == config.steps
             if edit.done:
                 task.advance(1, f"p = {edit.probability:.2f}")
         if all(edit.done for edit in batch.edits):
@@ -258,6 +260,10 @@ class _Batch:
                 edit.kl_before = row
         before = torch.stack([edit.kl_before for edit in self.edits])
         kl = (before.exp() * (before - after)).sum(dim=1)
+        wrong = log_p.argmax(dim=1) != self.tokens
+        misses = torch.bincount(self.read_owner[wrong], minlength=len(self.edits))
+        for edit, missed in zip(self.edits, misses.tolist(), strict=True):
+            edit.said = 0 if missed else edit.said + 1
         for edit, value in zip(self.edits, nll.tolist(), strict=True):
             edit.probability = math.exp(-value) if math.isfinite(value) else 0.0
         start = torch.stack([edit.start for edit in self.edits])

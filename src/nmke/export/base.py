@@ -133,12 +133,18 @@ class Answers:
         )
 
 
-def check_finite(session: EditSession) -> None:
-    """Refuse weights that are not finite.
+def check_exportable(session: EditSession) -> None:
+    """Refuse weights that are not finite, and edits that are not in the weights.
 
     Raises:
         NumericsError: Names the tensor.
+        ExportError: If the run holds a side memory that inference looks things up in.
     """
+    if session.weights.side.recalled:
+        raise ExportError(
+            f"the run's edits are in a side memory of {session.weights.side.recalled[0]!r}, which no export format "
+            "holds; nothing was exported: use the run folder itself, or edit with a method that writes weights"
+        )
     for name, tensor in session.model.model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NumericsError(

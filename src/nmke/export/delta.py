@@ -25,7 +25,7 @@ from nmke.errors import ExportError
 from nmke.export.base import (
     Answers,
     ExportReport,
-    check_finite,
+    check_exportable,
     check_prompts,
     exporters,
     folder_bytes,
@@ -82,7 +82,7 @@ def export_delta(session: EditSession, path: Path, *, force: bool = False) -> Ex
         ExportError: If it cannot be written, or does not lead to the session's model.
         NumericsError: If a weight is not finite.
     """
-    check_finite(session)
+    check_exportable(session)
     prompts = check_prompts(session)
     expected, answers = last_logits(session.model, prompts), Answers.by(session)
     changed = changes(session)

@@ -20,7 +20,7 @@ from nmke.errors import ExportError, NumericsError
 from nmke.export.base import (
     Answers,
     ExportReport,
-    check_finite,
+    check_exportable,
     check_prompts,
     exporters,
     folder_bytes,
@@ -62,7 +62,7 @@ def export_gguf(
             written is not the session's model.
         NumericsError: If a weight is not finite, also in float16 when that is asked for.
     """
-    check_finite(session)
+    check_exportable(session)
     prompts = check_prompts(session)
     changed = changes(session)
     name = f"{session.model.name}-edited.gguf"

@@ -13,7 +13,7 @@ from nmke.errors import ExportError
 from nmke.export.base import (
     Answers,
     ExportReport,
-    check_finite,
+    check_exportable,
     check_prompts,
     exporters,
     folder_bytes,
@@ -41,7 +41,7 @@ def export_hf(session: EditSession, path: Path, *, force: bool = False) -> Expor
         ExportError: If it cannot be written, or what was written gives other logits.
         NumericsError: If a weight is not finite.
     """
-    check_finite(session)
+    check_exportable(session)
     prompts = check_prompts(session)
     dtype = session.folder.base.dtype
     with new_folder(path, force=force) as building:

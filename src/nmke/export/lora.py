@@ -27,7 +27,7 @@ from nmke.export.base import (
     Answers,
     ExportReport,
     answered,
-    check_finite,
+    check_exportable,
     check_prompts,
     exporters,
     folder_bytes,
@@ -96,7 +96,7 @@ def export_lora(
     """
     if rank is not None and rank < 1:
         raise ConfigError(f"rank {rank} asked; a LoRA adapter has rank 1 or more")
-    check_finite(session)
+    check_exportable(session)
     changed = changes(session)
     if not changed:
         raise ExportError(

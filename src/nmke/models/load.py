@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,7 @@ class EditableModel:
         replayable: Whether `nmke.models.replay` reproduces it; None until tried.
         half_products: Whether its blocks run on copies that multiply in bfloat16; None until tried.
         unedited: Down-projections as loaded, of the layers that were edited since; kept by `WeightsState`.
+        recalls: Side memories that are active on it; kept by `SideState`.
     """
 
     model: Any
@@ -62,6 +63,7 @@ class EditableModel:
     replayable: bool | None = None
     half_products: bool | None = None
     unedited: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+    recalls: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @classmethod
     def wrap(

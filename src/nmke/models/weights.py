@@ -6,6 +6,8 @@ is what neuron i writes into the residual stream.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 
 import torch
@@ -107,3 +109,26 @@ class DownProjection:
                 "an exact restore needs the same type, pass what `columns` returned"
             )
         matrix.index_copy_(1, index.to(matrix.device), columns.to(matrix.device))
+
+
+@contextmanager
+def swapped_in(
+    matrices: Mapping[int, tuple[DownProjection, Float[Tensor, "d_model d_mlp"]]],
+) -> Iterator[None]:
+    """Other matrices in place of some down-projections inside the `with`; bit for bit as before behind it.
+
+    Args:
+        matrices: By layer, the down-projection and what stands in for its weights.
+    """
+    now = {layer: projection.read().detach().clone() for layer, (projection, _) in matrices.items()}
+
+    def put(layer: int, matrix: Tensor) -> None:
+        matrices[layer][0].restore(torch.arange(matrix.shape[1]), matrix)
+
+    try:
+        for layer, (_, matrix) in matrices.items():
+            put(layer, matrix)
+        yield
+    finally:
+        for layer, matrix in now.items():
+            put(layer, matrix)

@@ -1,0 +1,211 @@
+"""Loss of the answers under plain forward passes with gradients: what methods that train something share.
+
+The model's own parameters never require gradients and are never written: what is trained enters through hooks on
+down-projections (`added_to_output`), so that the model is left as it was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nmke.attribution.base import wide
+from nmke.config import EditConfig
+from nmke.editors.targets import Targets
+from nmke.errors import NumericsError, RequestError
+from nmke.models.load import EditableModel
+from nmke.models.replay import in_rows
+from nmke.models.tokens import TokenBatch, length_buckets, pad_batch
+from nmke.models.tracing import first_tensor, record_inputs, stop_after, with_first_tensor
+from nmke.types import EditRequest
+
+TOKEN_BUDGET = 1024  # tokens with gradients at once
+
+
+@dataclass(frozen=True)
+class AnswerRows:
+    """Some requests' prompts with their answers, and where each answer token is predicted.
+
+    Args:
+        edits: Which requests of the batch, by index.
+        batch: Prompt and answer without its last token, padded on the right.
+        rows, columns: Row of `batch` and position that predicts each answer token, [reads].
+        tokens: The answer tokens, [reads].
+    """
+
+    edits: tuple[int, ...]
+    batch: TokenBatch
+    rows: Int[Tensor, " reads"]
+    columns: Int[Tensor, " reads"]
+    tokens: Int[Tensor, " reads"]
+
+    @property
+    def owners(self) -> Int[Tensor, " reads"]:
+        """Index in the whole batch of the request that each read belongs to."""
+        return torch.tensor(self.edits, device=self.rows.device)[self.rows]
+
+
+def answer_rows(
+    model: EditableModel, requests: Sequence[EditRequest], budget: int = TOKEN_BUDGET
+) -> list[AnswerRows]:
+    """The requests in groups of like length.
+
+    Raises:
+        RequestError: If prompt and answer are longer than the model reads.
+    """
+    ids, reads = [], []
+    for request in requests:
+        prompt, answer = (
+            model.encoder.encode(request.text),
+            model.encoder.encode_target(request.text, request.target_new),
+        )
+        limit = model.context_length
+        if limit is not None and len(prompt) + len(answer) > limit:
+            raise RequestError(
+                f"edit {request.id!r}: prompt and answer have {len(prompt) + len(answer)} tokens, the model reads "
+                f"{limit}; shorten the prompt"
+            )
+        ids.append([*prompt, *answer[:-1]])
+        reads.append([(len(prompt) - 1 + offset, token) for offset, token in enumerate(answer)])
+    return [_group(model, group, ids, reads) for group in length_buckets(list(map(len, ids)), budget)]
+
+
+def _group(
+    model: EditableModel, group: Sequence[int], ids: list[list[int]], reads: list[list[tuple[int, int]]]
+) -> AnswerRows:
+    batch = pad_batch([ids[i] for i in group], model.encoder.pad_id, device=model.device)
+    flat = [(row, column, token) for row, i in enumerate(group) for column, token in reads[i]]
+    rows, columns, tokens = torch.tensor(flat, device=model.device).T
+    return AnswerRows(tuple(group), batch, rows, columns, tokens)
+
+
+def answer_log_probabilities(model: EditableModel, rows: AnswerRows) -> Float[Tensor, " reads"]:
+    """Log-probability of every answer token, float32 or wider, with gradients where hooks bring them in."""
+    layout = model.layout
+    with record_inputs({"norm": layout.final_norm}) as seen, stop_after(layout.final_norm):
+        model.model(**model.inputs(rows.batch))
+    hidden = in_rows(seen["norm"], len(rows.edits))[rows.rows, rows.columns]
+    logits = layout.logit_map.apply(layout.unembedding(layout.final_norm(hidden)))
+    return torch.log_softmax(wide(logits), dim=1).gather(1, rows.tokens[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the training of a batch ended, per request.
+
+    Args:
+        losses: Mean negative log-probability of the answer's tokens, nats.
+        steps: Steps taken.
+    """
+
+    losses: list[float]
+    steps: int
+
+    def as_targets(self) -> Targets:
+        """In the form that the record of a batch takes; there are no target values."""
+        probabilities = tuple(math.exp(-loss) for loss in self.losses)
+        return Targets(
+            "block", (), {}, {}, tuple(self.losses), probabilities, (self.steps,) * len(self.losses)
+        )
+
+
+def fit(
+    model: EditableModel,
+    groups: Sequence[AnswerRows],
+    optimizer: torch.optim.Optimizer,
+    config: EditConfig,
+    names: Sequence[str],
+    *,
+    around: Callable[[AnswerRows], AbstractContextManager[None]] = lambda _: nullcontext(),
+    penalty: Callable[[], Tensor] | None = None,
+    after_step: Callable[[], None] = lambda: None,
+) -> Fit:
+    """Minimise the requests' mean loss over whatever `optimizer` holds.
+
+    Args:
+        model: The model, with hooks in place that make its loss depend on the optimizer's tensors.
+        groups: The requests' rows.
+        optimizer: Steps once per pass over all groups.
+        config: `steps` at most; ends once every request's loss is below `stop_loss`.
+        names: Ids of the requests, for errors.
+        around: A context for the forward pass of each group, such as hooks that need its positions.
+        penalty: Added to the loss, once per pass.
+        after_step: Run behind every step, such as a clamp.
+
+    Raises:
+        NumericsError: If a loss is not finite; names the edit.
+    """
+    losses = [math.inf] * len(names)
+    for step in range(1, config.steps + 1):
+        optimizer.zero_grad()
+        for group in groups:
+            with around(group):
+                each = edit_losses(model, group)
+            (each.sum() / len(names)).backward()
+            for edit, loss in zip(group.edits, each.tolist(), strict=True):
+                losses[edit] = loss
+        _check_losses(losses, names, step)
+        if all(loss < config.stop_loss for loss in losses):
+            return Fit(losses, step)
+        if penalty is not None:
+            penalty().backward()
+        optimizer.step()
+        after_step()
+    return Fit(losses, config.steps)
+
+
+def edit_losses(model: EditableModel, rows: AnswerRows) -> Float[Tensor, " edits"]:
+    """Mean negative log-probability of each request's answer tokens, nats."""
+    log_p = answer_log_probabilities(model, rows)
+    counts = torch.bincount(rows.rows, minlength=len(rows.edits)).to(log_p)
+    return torch.zeros_like(counts).index_add(0, rows.rows, -log_p) / counts
+
+
+@contextmanager
+def added_to_output(changes: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Add to each module's output a function of its input, while the context is open."""
+
+    def hook_for(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            out = first_tensor(output)
+            return with_first_tensor(output, out + change(args[0]).to(out.dtype))
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(change)) for module, change in changes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def at_answers(rows: AnswerRows, tensor: Tensor) -> Tensor:
+    """What a module saw or wrote where the answer tokens are predicted, [reads, width]."""
+    return in_rows(tensor, len(rows.edits))[rows.rows, rows.columns]
+
+
+def only_at_answers(rows: AnswerRows, values: Float[Tensor, "reads width"], like: Tensor) -> Tensor:
+    """A tensor of a module's shape that holds `values` where answer tokens are predicted and zeros elsewhere."""
+    grid = torch.zeros_like(in_rows(like, len(rows.edits)), dtype=values.dtype)
+    return grid.index_put((rows.rows, rows.columns), values).reshape(like.shape)
+
+
+def trainable_type(model: EditableModel) -> torch.dtype:
+    """The type that trained tensors are kept in: float32, or float64 for a float64 model."""
+    return torch.promote_types(model.dtype, torch.float32)
+
+
+def _check_losses(losses: Sequence[float], names: Sequence[str], step: int) -> None:
+    for loss, name in zip(losses, names, strict=True):
+        if not math.isfinite(loss):
+            raise NumericsError(
+                f"edit {name!r}: the loss is {loss} at step {step}; lower `lr` or load the model in float32"
+            )
