@@ -55,6 +55,17 @@ def test_a_benchmark_runs_from_flags_and_goes_on_from_its_folder(
     assert nmke("bench", "--compare", "unedited", "alphaedit[l2=1]", "--in", "b").code == 0
 
 
+def test_a_plan_that_somebody_wrote_is_run_as_it_stands(nmke: Nmke, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    own = tmp_path / "b" / "plan.yaml"
+    own.write_text("# why\nmodel: m\nmethods: [memit, 'nmke[mask=random]']\nseeds: [0, 1]\n")
+    before = own.read_text()
+    assert len(nmke("bench", "run", "-o", "b", "--dry-run", "--json").json["cells"]) == 4
+    assert own.read_text() == before
+    assert len(nmke("bench", "run", "-o", "b", "--seeds", "2", "--dry-run", "--json").json["cells"]) == 2
+    assert yaml.safe_load(own.read_text())["seeds"] == [2]
+
+
 def test_the_table_is_for_people_for_documents_and_for_programs(nmke: Nmke, finished: Path) -> None:
     shown = nmke("bench", "table", finished)
     assert shown.code == 0

@@ -216,15 +216,16 @@ def _compare(folder: Path, labels: tuple[str, str], at: int | None, when: TimeNa
 
 
 def _open(output: Path, plan: Path | None, given: dict[str, Any]) -> Bench:
-    """The benchmark in the folder, its plan saved there."""
+    """The benchmark in the folder, its plan saved there if it is another than before."""
     from nmke.bench.plan import Plan
     from nmke.bench.runner import PLAN, Bench
 
     own = output / PLAN
     source = plan or (own if own.is_file() else None)
     made: Plan = Plan.create(**given) if source is None else Plan.read(source, **given)
-    output.mkdir(parents=True, exist_ok=True)
-    made.save(own)
+    if not own.is_file() or Plan.read(own) != made:  # a plan that somebody wrote keeps its comments
+        output.mkdir(parents=True, exist_ok=True)
+        made.save(own)
     return Bench(output, made)
 
 
