@@ -13,7 +13,11 @@ from nmke.bench.plan import Plan
 from nmke.bench.record import CellRecord
 from nmke.bench.runner import Bench
 from nmke.errors import ConfigError, LedgerError, NumericsError
+from nmke.evaluation import tasks
+from nmke.evaluation.ability import AbilityScores
+from nmke.evaluation.metrics import mean_interval
 from nmke.evaluation.target_scores import predictions
+from nmke.models.load import EditableModel
 from nmke.session import EditSession
 from nmke.stats.store import StatsStore
 
@@ -141,6 +145,27 @@ def test_the_unedited_model_keeps_everything_and_learns_nothing(tmp_path: Path, 
         last.content_hash
         == only(bench(tmp_path / "b", facts, methods=("unedited",))).checkpoints[0].content_hash
     )
+
+
+def test_tasks_are_asked_at_every_checkpoint_of_edited_and_unedited_model(
+    tmp_path: Path, facts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ability(model: EditableModel, name: str, *, limit: int | None, seed: int) -> AbilityScores:
+        """A task whose score tells which weights it was asked of."""
+        values = (float(float(model.layout.layers[2].down_proj.weight.abs().sum()) % 1),) * (limit or 0)
+        return AbilityScores(
+            name, "", "fake/1", {"acc": mean_interval(values)}, {"acc": values}, len(values), ""
+        )
+
+    monkeypatch.setattr(tasks, "measure", ability)
+    monkeypatch.setattr(tasks, "_facts", lambda name: iter([name]))
+    record = only(bench(tmp_path, facts, tasks=("mmlu",), task_limit=5))
+    first, last = (point.tasks["mmlu"] for point in record.checkpoints)
+    assert (last.metric, last.n, last.version) == ("acc", 5, "fake/1")
+    assert len({first.value, last.value, last.base}) == 3
+    assert first.base == last.base
+    assert last.base is not None and last.change is not None
+    assert last.change[0] == pytest.approx(last.value - last.base)
 
 
 def test_one_cell_leaves_nothing_behind_for_the_next(tmp_path: Path, facts: Path) -> None:

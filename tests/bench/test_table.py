@@ -1,6 +1,7 @@
 import pytest
 from tests.bench.cells import cell, checkpoint
 
+from nmke.bench.record import TaskScore
 from nmke.bench.table import make_table, markdown
 from nmke.errors import RequestError
 
@@ -88,3 +89,12 @@ def test_markdown_names_protocol_time_seed_and_shows_what_is_not_finite() -> Non
     )
     assert "| `rome` | 0.000 [0.00, 0.00] | - | 1.000 [1.00, 1.00] | not finite |" in text
     assert text.rstrip().endswith("| collapsed |")
+
+
+def test_general_ability_stands_beside_its_change() -> None:
+    task = {"metric": "acc", "value": 0.31, "low": 0.3, "high": 0.32, "n": 100, "base": 0.35}
+    point = checkpoint([1.0]).model_copy(update={"tasks": {"mmlu": TaskScore.model_validate(task)}})
+    text = markdown(make_table([cell("memit", points=[checkpoint([1.0])]), cell("nmke", points=[point])]))
+    assert "| 1.000 [1.00, 1.00] | - | 26.00 |" in text
+    assert "| Loc | mmlu | perplexity |" in text
+    assert "| 0.310 (-0.040) |" in text

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from nmke.bench.cell_run import CellRun
 from nmke.bench.held_out import HeldOutText
-from nmke.bench.record import Checkpoint, Cost
+from nmke.bench.record import Checkpoint, Cost, TaskScore
 from nmke.bench.scores import BatchNotes, protocol_records
+from nmke.evaluation.tasks import compare
 from nmke.ledger import Event
 
 
@@ -32,10 +33,28 @@ def measure(run: CellRun, held_out: HeldOutText) -> Checkpoint:
         after_batch=protocol_records([row for note in notes for row in note.rows], protocols),
         after_last=protocol_records(run.score(asked), protocols),
         held_out=held_out.measure(run.session.base),
+        tasks={name: _ability(run, name) for name in run.cell.plan.tasks},
         drift=run.session.weights.drift(),
         neurons_kept=neurons_kept(events),
         cost=cost(run, events, notes),
         content_hash=run.session.content_hash,
+    )
+
+
+def _ability(run: CellRun, task: str) -> TaskScore:
+    """One task on the edited and the unedited model, by the metric that tells most."""
+    found = compare(run.session, task, limit=run.cell.plan.task_limit)
+    metric, score = next(iter(found.after.metrics.items()))
+    change = found.change.get(metric)
+    return TaskScore(
+        metric=metric,
+        value=score.mean,
+        low=score.low,
+        high=score.high,
+        n=score.n,
+        version=found.after.version,
+        base=None if found.before is None else found.before.metrics[metric].mean,
+        change=None if change is None else (change.mean, change.low, change.high),
     )
 
 

@@ -17,6 +17,7 @@ from nmke.bench.labels import UNEDITED, Variant, parse_label
 from nmke.config import EditConfig, explain, parse_layers, read_config
 from nmke.editors import methods
 from nmke.errors import ConfigError, unknown_name
+from nmke.evaluation.ability import ability_tasks
 from nmke.evaluation.protocols import PROTOCOLS
 
 _SPAN = re.compile(r"\s*(\d*)\s*:\s*(\d*)\s*")
@@ -48,6 +49,12 @@ class Plan(BaseModel):
     )
     protocols: tuple[str, ...] = Field(("teacher_forced", "likelihood"), description="Scoring protocols.")
     held_out_tokens: PositiveInt = Field(4096, description="Tokens of held-out text for perplexity and KL.")
+    tasks: tuple[str, ...] = Field(
+        (), description="Tasks of general ability at every checkpoint, such as 'mmlu'; none unless asked for."
+    )
+    task_limit: PositiveInt | None = Field(
+        None, description="Questions of a task, drawn at random; None: all."
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings of every method.")
     dtype: str = Field("float32", description="Type of the weights.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1.")
@@ -66,6 +73,8 @@ class Plan(BaseModel):
         for protocol in plan.protocols:
             if protocol not in PROTOCOLS:
                 raise ConfigError(unknown_name("protocol", protocol, PROTOCOLS))
+        for task in plan.tasks:
+            ability_tasks.get(task)
         plan.cells()
         parse_span(plan.records)
         return plan

@@ -129,7 +129,12 @@ class TaskScore(_Record):
     low: float = Field(description="Lower end of the 95 % interval.")
     high: float = Field(description="Upper end.")
     n: int = Field(description="Questions asked.")
+    version: str = Field(default="", description="Name and version of prompt and scoring.")
     base: float | None = Field(default=None, description="The unedited model's, on the same questions.")
+    change: tuple[float, float, float] | None = Field(
+        default=None,
+        description="Mean change over the questions and its paired 95 % interval: mean, low, high.",
+    )
 
 
 class Cost(_Record):

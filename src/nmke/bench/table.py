@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nmke.bench.groups import Group, grouped, mean_of
-from nmke.bench.record import CellRecord, Time
+from nmke.bench.record import CellRecord, Checkpoint, Time
 from nmke.errors import RequestError
 from nmke.evaluation.metrics import Estimate, mean_interval
 
@@ -24,6 +24,7 @@ class Row:
         n_edits: After how many edits.
         scores: Mean over facts and its interval, by metric; None where it cannot be measured.
         perplexity, perplexity_base, kl: On held-out text; None where not finite.
+        tasks: Scores of general ability, by task, each after and before the edits.
         drift: Mean over the edited layers of ‖W - W_base‖ / ‖W_base‖.
         neurons_kept: Mean share of neurons that an edit may write; None without masks.
         seconds_per_edit, cpu_seconds_per_edit: Of the edits, without measuring.
@@ -43,6 +44,7 @@ class Row:
     perplexity: float | None
     perplexity_base: float
     kl: float | None
+    tasks: dict[str, tuple[float, float | None]]
     drift: float | None
     neurons_kept: float | None
     seconds_per_edit: float | None
@@ -149,6 +151,7 @@ def _row(group: Group, n_edits: int, time: Time, protocol: str, metrics: Sequenc
         perplexity=mean_of([point.held_out.perplexity for point in points]),
         perplexity_base=statistics.fmean(point.held_out.perplexity_base for point in points),
         kl=mean_of([point.held_out.kl for point in points]),
+        tasks={name: _task(points, name) for name in points[0].tasks},
         drift=mean_of(drifts),
         neurons_kept=mean_of([point.neurons_kept for point in points]),
         seconds_per_edit=mean_of([cost.seconds_per_edit for cost in costs]),
@@ -157,6 +160,12 @@ def _row(group: Group, n_edits: int, time: Time, protocol: str, metrics: Sequenc
         peak_memory_mb=max(cost.peak_memory_mb for cost in costs),
         content_hash=points[0].content_hash,
     )
+
+
+def _task(points: Sequence[Checkpoint], name: str) -> tuple[float, float | None]:
+    """Mean over seeds of a task's score, after and before."""
+    found = [point.tasks[name] for point in points]
+    return statistics.fmean(score.value for score in found), mean_of([score.base for score in found])
 
 
 def _estimate(group: Group, n_edits: int, time: Time, protocol: str, metric: str) -> Estimate | None:
@@ -193,9 +202,13 @@ def markdown(table: Table) -> str:
             f"**{heading}**, seed {seeds}; {table.protocol}, {when}; mean and 95 % interval over facts; "
             f"perplexity {rows[0].perplexity_base:.2f} before any edit."
         )
-        names = ["method", *(SHORT.get(metric, metric) for metric in table.metrics), *COLUMNS]
+        tasks = list(dict.fromkeys(name for row in rows for name in row.tasks))
+        names = ["method", *(SHORT.get(metric, metric) for metric in table.metrics), *tasks, *COLUMNS]
         lines = [_line(names), _line(["---"] + ["---:"] * (len(names) - 1))]
-        lines += [_line([f"`{row.label}`", *score_cells(row), *number_cells(row)]) for row in rows]
+        lines += [
+            _line([f"`{row.label}`", *score_cells(row), *task_cells(row, tasks), *number_cells(row)])
+            for row in rows
+        ]
         parts.append("\n".join([said, "", *lines]))
     parts += [f"Not in the table: {'; '.join(table.missing)}."] if table.missing else []
     return "\n\n".join(parts) + "\n"
@@ -207,6 +220,16 @@ COLUMNS = ("perplexity", "KL", "drift", "neurons", "s/edit", "CPU s/edit", "MB",
 def score_cells(row: Row) -> list[str]:
     """The scores of a row, as text."""
     return ["-" if e is None else f"{e.mean:.3f} [{e.low:.2f}, {e.high:.2f}]" for e in row.scores.values()]
+
+
+def task_cells(row: Row, tasks: Sequence[str]) -> list[str]:
+    """Tasks of a row, as text: the score, and by how much it differs from the unedited model's."""
+    cells = []
+    for name in tasks:
+        after, before = row.tasks.get(name, (None, None))
+        change = "" if after is None or before is None else f" ({after - before:+.3f})"
+        cells.append(number(after, ".3f") + change)
+    return cells
 
 
 def number_cells(row: Row) -> list[str]:

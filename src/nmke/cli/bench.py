@@ -104,6 +104,12 @@ def run(
     held_out_tokens: Annotated[
         int | None, typer.Option(min=2, help="Tokens of text for perplexity and KL.")
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of general ability at every checkpoint, such as mmlu,arc_easy.")
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of a task, drawn at random.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("-c", "--config", help="YAML file of settings for every method.")
     ] = None,
@@ -139,6 +145,8 @@ def run(
         "checkpoints": _words(checkpoints),
         "protocols": _words(protocol),
         "held_out_tokens": held_out_tokens,
+        "tasks": _words(tasks),
+        "task_limit": task_limit,
         "settings": None if config is None else _settings(config),
         "dtype": dtype,
         "device": device,
