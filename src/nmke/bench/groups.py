@@ -81,7 +81,7 @@ def grouped(cells: Iterable[CellRecord]) -> list[Group]:
     found: dict[tuple[object, ...], list[CellRecord]] = {}
     for cell in cells:
         identity = cell.identity
-        stream = identity.stream.model_dump(exclude={"ids", "facts_hash"})
+        stream = {**identity.stream.model_dump(exclude={"ids", "facts_hash"}), "n": len(identity.stream.ids)}
         settings = {name: value for name, value in identity.settings.items() if name != "seed"}
         model = identity.model.fingerprint
         key = (identity.label, identity.batch_size, model, repr(stream), repr(settings))

@@ -151,7 +151,7 @@ def _row(group: Group, n_edits: int, time: Time, protocol: str, metrics: Sequenc
         perplexity=mean_of([point.held_out.perplexity for point in points]),
         perplexity_base=statistics.fmean(point.held_out.perplexity_base for point in points),
         kl=mean_of([point.held_out.kl for point in points]),
-        tasks={name: _task(points, name) for name in points[0].tasks},
+        tasks={name: _task(points, name) for name in points[0].tasks if all(name in p.tasks for p in points)},
         drift=mean_of(drifts),
         neurons_kept=mean_of([point.neurons_kept for point in points]),
         seconds_per_edit=mean_of([cost.seconds_per_edit for cost in costs]),
