@@ -7,14 +7,16 @@ import pytest
 from nmke.bench.plan import Plan
 from nmke.bench.record import CELLS, read_cells
 from nmke.bench.table import make_table, markdown
+from nmke.editors import methods
 
 ROOT = Path(__file__).parents[2]
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard"
 
 
-def test_the_plan_holds_the_controls_two_seeds_and_three_batch_sizes() -> None:
+def test_the_plan_holds_every_method_the_controls_two_seeds_and_three_batch_sizes() -> None:
     plan = Plan.read(LEADERBOARD / "plan.yaml")
     labels = {cell.variant.label for cell in plan.cells()}
+    assert set(methods.names()) <= labels
     controls = {"unedited", "nmke[mask=none]", "nmke[mask=random]", "alphaedit[l2=1]", "alphaedit"}
     assert controls <= labels
     assert {cell.config.seed for cell in plan.cells()} == {0, 1}
