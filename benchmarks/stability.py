@@ -6,7 +6,8 @@ before and after, largest singular value; after the last one also the scores (a 
 nothing), the whole spectrum, and the perplexity of held-out text. Controls: AlphaEdit at the lambda of some ports,
 random masks of NMKE's size, one mask for a whole batch, NMKE as published.
 
-Runs are kept under build/stability, so an interrupted benchmark goes on where it stopped; the same command again.
+Runs are kept under build/stability with what was measured beside them, so an interrupted benchmark goes on where it
+stopped and a finished run is only read; the same command again.
 
     python benchmarks/stability.py [--edits 50] [--only NAME ...] [--seconds 540]
 """
@@ -21,13 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from nmke.config import EditConfig
-from nmke.evaluation.base_outputs import collect_base
-from nmke.evaluation.protocols import score
 from nmke.facts import data_path, read_facts
-from nmke.session import EditSession
-from nmke.stability import compare
 from nmke.types import EditRequest
-from record import RESULTS, commit, machine, write_record
+from nmke.viz.run_record import RunRecord, read_run
+from record import commit, machine, write_record
 
 MODEL, LAYERS, BATCH = "smollm2-135m", (4, 5, 6, 7, 8), 10
 RUNS: dict[str, dict[str, Any]] = {
@@ -39,91 +37,132 @@ RUNS: dict[str, dict[str, Any]] = {
     "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
 }
 WORK = Path("build/stability")
+MEASURED = "measured.json"  # in the run folder
 SPECTRUM_POINTS = 96
 
 
-def measured(session: EditSession, *, spectrum: bool) -> dict[str, Any]:
+def run(root: Path, settings: dict[str, Any], requests: list[EditRequest], deadline: float) -> None:
+    """Edit what is left, measure after every batch, score after the last."""
+    from nmke.session import EditSession
+
+    config = EditConfig.create(**settings, layers=LAYERS, batch_size=BATCH, steps=25, on_collapse="continue")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with EditSession.open(MODEL, root, config=config) as session:
+        kept = read_measured(root) or {"commit": commit(), "machine": machine(), "over_edits": {}}
+        for report in session.edit_many(requests, resume=True, stop=lambda: time.monotonic() > deadline):
+            edits = sum(len(session.ledger.event(seq).edits) for seq in session.ledger.active())
+            kept["over_edits"][str(edits)] = measured(session, spectrum=False)
+            write_measured(root, kept)
+            print(f"{root.name}: {edits} edits, {sum(report.seconds.values()):.0f} s", flush=True)
+        if sum(len(session.ledger.event(seq).edits) for seq in session.ledger.active()) == len(requests):
+            kept["layers"] = measured(session, spectrum=True)
+            write_measured(root, kept)
+            score_once(session, requests)
+
+
+def measured(session: Any, *, spectrum: bool) -> dict[str, Any]:
     """Every edited layer against its base."""
+    from nmke.stability import compare
+
     found = {}
     for changed in session.changed():
         numbers = compare(*session.weights.before_and_after(changed.layer)).as_json()
         for name in ("singular_before", "singular_after"):
             values = numbers.pop(name)
             if spectrum:
-                step = max(1, len(values) // SPECTRUM_POINTS)
-                numbers[name] = {"every": step, "values": [round(v, 5) for v in values[::step]]}
+                every = max(1, -(-len(values) // SPECTRUM_POINTS))
+                numbers[name] = {"every": every, "values": [round(v, 5) for v in values[::every]]}
         found[str(changed.layer)] = numbers
     return found
 
 
-def run(name: str, requests: list[EditRequest], deadline: float) -> dict[str, Any] | None:
-    """One method's cell; None when the time was over first."""
-    root, config = WORK / name.replace(", ", "_").replace(" ", "-"), RUNS[name]
-    settings = EditConfig.create(**config, layers=LAYERS, batch_size=BATCH, steps=25, on_collapse="continue")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with EditSession.open(MODEL, root, config=settings) as session:
-        points_file, commit_file = root / "points.json", root / "commit.txt"
-        if not commit_file.is_file():
-            commit_file.write_text(commit(), encoding="utf-8")
-        points = json.loads(points_file.read_text(encoding="utf-8")) if points_file.is_file() else {}
-        if time.monotonic() > deadline:
-            return None
-        for report in session.edit_many(requests, resume=True, stop=lambda: time.monotonic() > deadline):
-            edits = sum(len(session.ledger.event(seq).edits) for seq in session.ledger.active())
-            points[str(edits)] = measured(session, spectrum=False)
-            points_file.write_text(json.dumps(points), encoding="utf-8")
-            print(f"{name}: {edits} edits, {sum(report.seconds.values()):.0f} s", flush=True)
-        events = [session.ledger.event(seq) for seq in session.ledger.active()]
-        if sum(len(event.edits) for event in events) < len(requests):
-            return None
-        points.setdefault(str(len(requests)), measured(session, spectrum=False))
+def score_once(session: Any, requests: list[EditRequest]) -> None:
+    """Teacher-forced scores of the model as it is, kept in the run."""
+    from nmke.evaluation.base_outputs import collect_base
+    from nmke.evaluation.protocols import score
+    from nmke.evaluation.score_records import save_scores
+
+    if teacher_forced(read_run(session.folder.root)) is None:
         with session.base():
             base = collect_base(session.model, requests)
-        health = events[-1].body["health"]
-        masks = [m["kept"] / m["d_mlp"] for event in events for m in event.body["masks"].values()]
-        return {
-            "settings": session.config.model_dump(mode="json"),
-            "scores": score(session.model, requests, base).to_json(),
-            "neurons_kept": sum(masks) / len(masks) if masks else None,
-            "kl": health["kl"],
-            "perplexity": [health["perplexity_base"], health["perplexity"]],
-            "layers": measured(session, spectrum=True),
-            "over_edits": points,
-            "content_hash": session.content_hash,
-            "commit": commit_file.read_text(encoding="utf-8"),
-            "machine": machine(),
-        }
+        save_scores(session.folder.root, session.content_hash, requests, score(session.model, requests, base))
+
+
+def teacher_forced(found: RunRecord) -> dict[str, Any] | None:
+    """The run's newest scores of its last state, None without."""
+    own = [record for record in found.scores if record.content_hash == found.content_hash]
+    return next(
+        (r.protocols["teacher_forced"] for r in reversed(own) if "teacher_forced" in r.protocols), None
+    )
+
+
+def cell(root: Path, edits: int) -> dict[str, Any] | None:
+    """The finished run as its folder tells it, None when something is missing."""
+    kept = read_measured(root)
+    if kept is None or "layers" not in kept:
+        return None
+    found = read_run(root)
+    scores = teacher_forced(found)
+    if scores is None or not found.batches or found.batches[-1].edits != edits:
+        return None
+    health = found.last_health
+    masks = [detail for batch in found.batches for detail in batch.per_layer("masks").values()]
+    shares = [detail.get("kept_per_edit", detail["kept"]) / detail["d_mlp"] for detail in masks]
+    return {
+        "settings": found.config,
+        "scores": {"teacher_forced": scores},
+        "neurons_kept": sum(shares) / len(shares) if shares else None,
+        "kl": health["kl"],
+        "perplexity": [health["perplexity_base"], health["perplexity"]],
+        "content_hash": found.content_hash,
+        **kept,
+    }
+
+
+def read_measured(root: Path) -> dict[str, Any] | None:
+    """What was measured of a run, None before the first batch."""
+    path = root / MEASURED
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def write_measured(root: Path, kept: dict[str, Any]) -> None:
+    """Keep it beside the run."""
+    (root / MEASURED).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """One line on a cell."""
+    scores = found["scores"]["teacher_forced"]
+    layers = "  ".join(
+        f"{layer}: {n['relative_norm']:.2%} W {n['wasserstein']:.2e} cos {n['cosine_mean']:.4f}"
+        for layer, n in found["layers"].items()
+    )
+    told = " ".join(
+        f"{metric[:3]} {scores[metric]:.3f}" for metric in ("reliability", "generalization", "locality")
+    )
+    print(f"{name:34s} {told}  {layers}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edits", type=int, default=50)
     parser.add_argument("--only", nargs="*", default=list(RUNS))
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no further batch after so long"
-    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no batch after so long")
     asked = parser.parse_args()
     deadline = time.monotonic() + asked.seconds
     facts = data_path("counterfact_full500.jsonl")
     if facts is None:
         sys.exit("counterfact_full500.jsonl not found; point NMKE_DATA at a folder that holds it")
     requests = list(read_facts(facts, limit=asked.edits).requests)
-    written = RESULTS / "stability.json"
-    cells = json.loads(written.read_text(encoding="utf-8"))["cells"] if written.exists() else {}
+    folders = {name: WORK / name.replace(", ", "_").replace(" ", "-") for name in RUNS}
     for name in asked.only:
-        cell = cells.get(name)
-        if cell is None or str(asked.edits) not in cell["over_edits"]:
-            cell = run(name, requests, deadline)
-        if cell is None:
+        if cell(folders[name], asked.edits) is None and time.monotonic() < deadline:
+            run(folders[name], RUNS[name], requests, deadline)
+        cells = {n: found for n, root in folders.items() if (found := cell(root, asked.edits)) is not None}
+        if name not in cells:
             print(f"{name}: not finished; the same command goes on")
             continue
-        cells[name] = cell
-        scores = cell["scores"]["teacher_forced"]
-        print(f"{name:34s} Rel {scores['reliability']:.3f} Gen {scores['generalization']:.3f} ", end="")
-        print(
-            f"Loc {scores['locality']:.3f}  " + "  ".join(_line(k, v) for k, v in cell["layers"].items()),
-            flush=True,
-        )
+        show(name, cells[name])
         setup = {
             "model": MODEL,
             "facts": "counterfact_full500, first records",
@@ -133,11 +172,7 @@ def main() -> None:
             "protocol": "teacher_forced, after the last edit; true paraphrases",
             "held_out_text": "the package's own sentences, as in the health check",
         }
-        write_record("stability", {"setup": setup, "cells": {n: cells[n] for n in RUNS if n in cells}})
-
-
-def _line(layer: str, numbers: dict[str, Any]) -> str:
-    return f"{layer}: {numbers['relative_norm']:.2%} W {numbers['wasserstein']:.2e} cos {numbers['cosine_mean']:.4f}"
+        write_record("stability", {"setup": setup, "cells": cells})
 
 
 if __name__ == "__main__":
