@@ -46,6 +46,8 @@ def made(**changes: Any) -> Report:
 def bench() -> Report:
     points = [checkpoint([1.0, 0.5]), checkpoint([1.0, 0.5, 1.0, 0.0])]
     cells = [cell(name, points=points, seed=seed) for name in ("nmke", "alphaedit") for seed in (0, 1)]
+    wide = ("nmke[mask=random]", "MMMM WWWW mmmm wwww @@@@ %%%% MEMIT[covariance_weight=15000]")
+    cells += [cell(name, points=points, batch_size=100) for name in wide]
     cells.append(cell("wise", points=points, batch_size=1, status="collapsed", reason="perplexity"))
     return bench_report(Path("board"), cells, made="Made now.")
 
@@ -212,9 +214,8 @@ def test_files_are_written(tmp_path: Path) -> None:
 
 def test_bench_tells_methods_seeds_and_batch_sizes_apart() -> None:
     report = bench()
-    assert [section.title for section in report.sections][:2] == [
-        "tiny, counterfact, batches of 1", "tiny, counterfact, batches of 10",
-    ]  # fmt: skip
+    batches = [section.title.rsplit(" ", 1)[-1] for section in report.sections][:3]
+    assert batches == ["1", "10", "100"]
     figures = {figure.id: figure for figure in report.figures}
     now = figures["tiny-counterfact-10-reliability"]
     assert now.y.categories == ("alphaedit", "nmke")
@@ -226,7 +227,7 @@ def test_bench_tells_methods_seeds_and_batch_sizes_apart() -> None:
     assert curve.series[0].x == (2.0, 4.0) and curve.series[0].y == (0.75, 0.625)
     assert "tiny-counterfact-10-generalization" not in figures, "nothing was measured"
     states = [row[2].text for table in report.tables if table.id.endswith("cells") for row in table.cells()]
-    assert states == ["collapsed", "done", "done", "done", "done"]
+    assert states == ["collapsed", *["done"] * 6]
     with_reason = next(table for table in report.tables if table.id == "identity")
     assert "perplexity" in {row[-1].text for row in with_reason.cells()}
 

@@ -79,7 +79,7 @@ def _table(cells: Group, prefix: str) -> Table:
     for cell in cells:
         point = cell.last
         state = Cell(cell.status, "good" if cell.status == "done" else "bad")
-        named = (cell.identity.label, Cell(str(cell.identity.seed), "number"), state)
+        named = (Cell(cell.identity.label, "code"), Cell(str(cell.identity.seed), "number"), state)
         if point is None:
             rows.append((*named, *(Cell("") for _ in range(9))))
             continue
@@ -192,8 +192,9 @@ def _curve(
     bands = "Bands: 95 % intervals" + (
         "; of several seeds from the lowest end to the highest. " if seeds > 1 else ". "
     )
+    named = f"{shown[0]}. " if len(shown) == 1 else ""  # several are in the legend
     means = f"Lines: means over {seeds} seeds. " if seeds > 1 else ""
-    caption = f"{', '.join(shown)}. {means}{bands if ends else ''}{others}".strip()
+    caption = f"{named}{means}{bands if ends else ''}{others}".strip()
     return Figure(
         id_,
         title[:1].upper() + title[1:] + " over the stream",

@@ -17,8 +17,10 @@ from nmke.viz.scales import Scale, label, limits, spacing
 WIDTH, HEIGHT = 360.0, 240.0
 TOP, BOTTOM, RIGHT = 26.0, 36.0, 12.0
 ROW = 24.0  # height of a row, where the y axis has categories
-LETTER = 5.9  # mean width of a letter, px
-NAME_LETTERS = 22
+# Widths of letters in px at the style sheet's 10.5 px, of DejaVu Sans, which is wider than most.
+LETTER, WIDE, NARROW = 6.9, 10.6, 4.3
+WIDE_LETTERS, NARROW_LETTERS = frozenset("mwMW%@—…"), frozenset(" ijlftrI.,;:'|[]()-")
+NAME_LETTERS = 20
 FEW = 40  # points up to which a line has markers
 X_LABEL_ROOM = 46.0
 
@@ -282,7 +284,8 @@ def _lines(name: str) -> list[str]:
 
 
 def _width(text: str) -> float:
-    return len(text) * LETTER
+    """Room that a text takes at most, px."""
+    return sum(WIDE if c in WIDE_LETTERS else NARROW if c in NARROW_LETTERS else LETTER for c in text)
 
 
 MARKS: dict[str, Callable[[Figure, Series, int, Frame], str]] = {
