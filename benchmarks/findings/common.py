@@ -1,7 +1,8 @@
 """What the findings share: the model, two disjoint samples of facts, pieces that survive being killed, intervals.
 
 Every finding is one command, made of pieces that are kept under build/findings as they are done: run it again
-after an interruption and it goes on. The record in benchmarks/results is written when all pieces are there.
+after an interruption and it goes on. The record in benchmarks/results is written when all pieces are there; with
+`--kept` it is written from the pieces that are there now, and says which are missing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,10 @@ def facts(seed: int, count: int) -> list[EditRequest]:
     return every[seed * half : seed * half + count]
 
 
+class NotKept(Exception):
+    """A piece is not there, and only those that are there are wanted."""
+
+
 class Pieces:
     """Results that are kept as they come, one JSON file each.
 
@@ -74,10 +80,25 @@ class Pieces:
     def __init__(self, finding: str) -> None:
         self.folder = DONE / finding
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.only_kept = "--kept" in sys.argv[1:]
+        self.missing: list[str] = []
+
+    @contextmanager
+    def optional(self) -> Iterator[None]:
+        """A cell that is left out when a piece of it is missing and only kept ones are wanted."""
+        with suppress(NotKept):
+            yield
 
     def get(self, name: str, make: Callable[[], Json]) -> Json:
-        """The piece called `name`, made now unless it is there; says how long it took."""
+        """The piece called `name`, made now unless it is there; says how long it took.
+
+        Raises:
+            NotKept: If it is not there and only kept ones are wanted.
+        """
         path = self.folder / f"{name}.json"
+        if not path.is_file() and self.only_kept:
+            self.missing.append(name)
+            raise NotKept(name)
         if not path.is_file():
             start = time.perf_counter()
             content = make() | {"piece_seconds": round(time.perf_counter() - start, 1)}

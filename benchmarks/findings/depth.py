@@ -88,11 +88,11 @@ def main() -> None:
                 scores = surveyed(lazy, seed, FACTS, token, metric)
                 return {"ranked": ranked(scores, seed), "recurring": recurring(scores, seed)}
 
-            cells.setdefault(f"{metric} at {token}", {})[str(seed)] = pieces.get(
-                f"{metric}-{token}-{seed}", make
-            )
+            with pieces.optional():
+                found = pieces.get(f"{metric}-{token}-{seed}", make)
+                cells.setdefault(f"{metric} at {token}", {})[str(seed)] = found
     setup = {"model": "smollm2-135m", "facts_per_seed": FACTS, "prompts": "bare", "resamples": RESAMPLES}
-    print(write_record("finding_depth", {"setup": setup, "cells": cells}))
+    print(write_record("finding_depth", {"setup": setup, "missing": pieces.missing, "cells": cells}))
 
 
 if __name__ == "__main__":

@@ -120,9 +120,9 @@ def main() -> None:
             def make(metric: str = metric, token: str = token, seed: int = seed) -> Json:
                 return measure(lazy.model, seed, metric, token)
 
-            cells.setdefault(f"{metric} at {token}", {})[str(seed)] = pieces.get(
-                f"{metric}-{token}-{seed}", make
-            )
+            with pieces.optional():
+                found = pieces.get(f"{metric}-{token}-{seed}", make)
+                cells.setdefault(f"{metric} at {token}", {})[str(seed)] = found
     setup = {
         "model": "smollm2-135m",
         "layers": list(LAYERS),
@@ -130,7 +130,7 @@ def main() -> None:
         "pairs_per_kind": PAIRS,
         "top": TOP,
     }
-    print(write_record("finding_masks_between", {"setup": setup, "cells": cells}))
+    print(write_record("finding_masks_between", {"setup": setup, "missing": pieces.missing, "cells": cells}))
 
 
 if __name__ == "__main__":

@@ -102,32 +102,32 @@ def stability(lazy: Lazy, seed: int, token: str) -> Json:
     return {"facts": len(requests), "metrics": content}
 
 
+def estimated(found: Json) -> Json:
+    """The values per fact as means with intervals."""
+    metrics = {
+        name: {measure: estimate(values) for measure, values in one.items()}
+        for name, one in found["metrics"].items()
+    }
+    return {"effect": found["effect"], "metrics": metrics}
+
+
 def main() -> None:
     """Measure and write the record."""
     pieces, lazy = Pieces("metrics"), Lazy()
     cells: Json = {}
     for token, layers in LAYERS.items():
-        cells[token] = {"cost": pieces.get(f"cost-{token}", partial(cost, lazy, token))}
+        cell: Json = {"truth": {}, "stability": {}}
+        cells[token] = cell
+        with pieces.optional():
+            cell["cost"] = pieces.get(f"cost-{token}", partial(cost, lazy, token))
         for seed in SEEDS:
             for layer in layers:
-
-                def make(token: str = token, seed: int = seed, layer: int = layer) -> Json:
-                    return truth(lazy, seed, token, layer)
-
-                found = pieces.get(f"{token}-{seed}-{layer}", make)
-                cells[token].setdefault("truth", {}).setdefault(str(seed), {})[str(layer)] = {
-                    "effect": found["effect"],
-                    "metrics": {
-                        name: {measure: estimate(values) for measure, values in one.items()}
-                        for name, one in found["metrics"].items()
-                    },
-                }
-
-            def steady(token: str = token, seed: int = seed) -> Json:
-                return stability(lazy, seed, token)
-
-            found = pieces.get(f"stability-{token}-{seed}", steady)
-            cells[token].setdefault("stability", {})[str(seed)] = found
+                with pieces.optional():
+                    found = pieces.get(f"{token}-{seed}-{layer}", partial(truth, lazy, seed, token, layer))
+                    cell["truth"].setdefault(str(seed), {})[str(layer)] = estimated(found)
+            with pieces.optional():
+                steady = pieces.get(f"stability-{token}-{seed}", partial(stability, lazy, seed, token))
+                cell["stability"][str(seed)] = steady
     setup = {
         "model": "smollm2-135m",
         "facts_per_seed": FACTS,
@@ -137,7 +137,7 @@ def main() -> None:
         "stability": f"{PARAPHRASED} facts, layers {list(STABLE_LAYERS)}",
         "registered": [entry.name for entry in neuron_scores],
     }
-    print(write_record("finding_metrics", {"setup": setup, "cells": cells}))
+    print(write_record("finding_metrics", {"setup": setup, "missing": pieces.missing, "cells": cells}))
 
 
 if __name__ == "__main__":

@@ -150,23 +150,28 @@ def main() -> None:
     cells: Json = {}
     for seed in SEEDS:
         bench = Bench(lazy, seed, EDITED)
-        plain = pieces.get(
-            f"{seed}-unedited", lambda: {"perplexity": perplexity(lazy.model, heldout_texts())}
-        )
-        cells[str(seed)] = {"unedited": {"perplexity": plain["perplexity"]}}
-        for name, changes in settings().items():
-            made = pieces.get(
-                f"{seed}-{name.replace(' ', '_').replace(',', '')}", partial(bench.run, changes)
+        cell_of: Json = {}
+        with pieces.optional():
+            plain = pieces.get(
+                f"{seed}-unedited", lambda: {"perplexity": perplexity(lazy.model, heldout_texts())}
             )
-            cells[str(seed)][name] = cell(made)
+            cell_of["unedited"] = {"perplexity": plain["perplexity"]}
+            cells[str(seed)] = cell_of
+        for name, changes in settings().items():
+            with pieces.optional():
+                made = pieces.get(
+                    f"{seed}-{name.replace(' ', '_').replace(',', '')}", partial(bench.run, changes)
+                )
+                cell_of[name] = cell(made)
     for layers, seed in product(ELSEWHERE, SEEDS):
         bench = Bench(lazy, seed, layers)
         for name, changes in {
             "no mask": {"mask": "none"},
             "mpc at subject": {**SUBJECT, "mask": "entropy"},
         }.items():
-            made = pieces.get(f"{seed}-{layers[0]}-{name.replace(' ', '_')}", partial(bench.run, changes))
-            cells[str(seed)][f"layers {layers[0]}-{layers[-1]}, {name}"] = cell(made)
+            with pieces.optional():
+                made = pieces.get(f"{seed}-{layers[0]}-{name.replace(' ', '_')}", partial(bench.run, changes))
+                cells[str(seed)][f"layers {layers[0]}-{layers[-1]}, {name}"] = cell(made)
     setup = {
         "model": "smollm2-135m",
         "facts_per_seed": FACTS,
@@ -175,7 +180,7 @@ def main() -> None:
         "protocol": f"teacher_forced, after the batch; two true paraphrases, {NEIGHBOURS} neighbours",
         "method": "nmke, spread targets found once per seed and choice of layers",
     }
-    print(write_record("finding_quality", {"setup": setup, "cells": cells}))
+    print(write_record("finding_quality", {"setup": setup, "missing": pieces.missing, "cells": cells}))
 
 
 if __name__ == "__main__":

@@ -51,8 +51,14 @@ def number(value: float) -> str:
 
 
 def seeds(cells: Json, show: Callable[[Any], str], *path: str) -> str:
-    """What stands at `path` in the cell of every seed."""
-    return " · ".join(show(reduce(getitem, path, cells[seed])) for seed in sorted(cells))
+    """What stands at `path` in the cell of every seed, a dash where it is missing."""
+    shown = []
+    for seed in sorted(cells):
+        try:
+            shown.append(show(reduce(getitem, path, cells[seed])))
+        except KeyError:
+            shown.append("-")
+    return " · ".join(shown)
 
 
 def depth(found: Json) -> None:
@@ -125,6 +131,8 @@ def metrics(found: Json) -> None:
     for token, cells in found["cells"].items():
         print(f"scored at the {token} token\n")
         truth, steady = cells["truth"], cells["stability"]
+        if not truth:
+            continue
         layers = list(truth["0"])
         names = list(truth["0"][layers[0]]["metrics"])
         for measure in ("signed", "size", "top_recall", "top_recall_size"):
@@ -135,11 +143,12 @@ def metrics(found: Json) -> None:
             table((measure, *(f"layer {i}" for i in layers)), rows)
         rows = [
             [name, *(seeds(steady, of, "metrics", name, kind) for kind in ("paraphrases", "other_facts"))]
-            for name in steady["0"]["metrics"]
+            for name in steady.get("0", {"metrics": ()})["metrics"]
         ]
         table(("stability", "paraphrases", "other facts"), rows)
-        rows = [[name, f"{value:.3f}"] for name, value in cells["cost"]["cpu_seconds"].items()]
-        table((f"cost, layer {cells['cost']['layer']}", "CPU seconds per prompt"), rows)
+        if "cost" in cells:
+            rows = [[name, f"{value:.3f}"] for name, value in cells["cost"]["cpu_seconds"].items()]
+            table((f"cost, layer {cells['cost']['layer']}", "CPU seconds per prompt"), rows)
 
 
 def quality(found: Json) -> None:
@@ -167,6 +176,7 @@ def main() -> None:
         found = record(show.__name__)
         if found is not None:
             print(f"## {show.__name__} (commit {found['commit']}, {found['created']})\n")
+            print(f"missing: {', '.join(found['missing']) or 'nothing'}\n")
             show(found)
 
 

@@ -87,10 +87,13 @@ def main() -> None:
         def second(seed: int = seed) -> Json:
             return amplifications(lazy, seed)
 
-        cells[str(seed)] = pieces.get(f"temperature-{seed}", first) | pieces.get(
-            f"amplification-{seed}", second
-        )
-        cells[str(seed)].pop("piece_seconds")
+        cell: Json = {}
+        for name, make in {"temperature": first, "amplification": second}.items():
+            with pieces.optional():
+                cell |= pieces.get(f"{name}-{seed}", make)
+        if cell:
+            cell.pop("piece_seconds")
+            cells[str(seed)] = cell
     setup = {
         "model": "smollm2-135m",
         "facts_per_seed": FACTS,
@@ -98,7 +101,7 @@ def main() -> None:
         "score": "lps at the last token",
         "amplification": f"{FEWER} facts per seed, layers {list(LAYERS)}",
     }
-    print(write_record("finding_sweeps", {"setup": setup, "cells": cells}))
+    print(write_record("finding_sweeps", {"setup": setup, "missing": pieces.missing, "cells": cells}))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def neurons(
         Path | None,
         typer.Option("-f", "--facts", help="Facts to look for (default: the run's, else the bundled ones)."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Only the first N facts.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first N facts.")] = 5,
     metric: Annotated[
         str, typer.Option("--metric", help="Metrics, with commas; quick: four; all: all but ablation.")
     ] = QUICK,
