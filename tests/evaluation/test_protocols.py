@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -282,6 +283,64 @@ def test_trained_model_scores_reliability_one(base_model: EditableModel, edited_
     p_new = table.rows[0].mean("teacher_forced", "p_new")
     assert p_new == pytest.approx(math.exp(sum(literal(edited_model, *PAIRS[0])[2])), rel=1e-3)
     assert table.rows[1].mean("teacher_forced", "generalization") is None
+
+
+class Copying:
+    """Logits of a model that goes on as the text went on after the longest ending that it has seen before."""
+
+    def __init__(self, d_vocab: int) -> None:
+        self.d_vocab = d_vocab
+
+    def next_token(self, ids: list[int]) -> int:
+        for length in range(len(ids) - 1, 0, -1):
+            ending = ids[-length:]
+            for start in range(len(ids) - length - 1, -1, -1):
+                if ids[start : start + length] == ending:
+                    return ids[start + length]
+        return 0
+
+    def forward(self, input_ids: Any, attention_mask: Any, logits_to_keep: Any) -> Any:
+        logits = torch.zeros(len(input_ids), len(logits_to_keep), self.d_vocab)
+        for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
+            for place, column in enumerate(logits_to_keep.tolist()):
+                seen = [token for token, real in zip(ids[: column + 1], mask, strict=False) if real]
+                logits[row, place, self.next_token(seen) if seen else 0] = 20.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_an_oracle_prompt_scores_1_under_every_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrap(tiny_llama(len(tiny_tokenizer())))
+    copying = Copying(len(tiny_tokenizer()))
+    monkeypatch.setattr(model.model, "forward", copying.forward)
+
+    def told(text: str, request: EditRequest) -> str:
+        return f"{text} {request.target_new}.\n{text}"
+
+    def generate(_: EditableModel, prompts: list[str], count: int, **__: Any) -> list[str]:
+        texts = []
+        for prompt in prompts:
+            ids = model.encoder.encode(prompt)
+            for _step in range(count):
+                ids.append(copying.next_token(ids))
+            texts.append(model.tokenizer.decode(ids)[len(prompt) :])
+        return texts
+
+    monkeypatch.setattr(EditableModel, "generate", generate)
+    requests = [
+        replace(
+            request,
+            prompt=f"{request.text} {request.target_new}.\n{request.prompt}",
+            paraphrases=tuple(told(text, request) for text in request.paraphrases),
+        )
+        for request in REQUESTS
+    ]
+    bare = score(model, REQUESTS, collect_base(model, REQUESTS), tuple(PROTOCOLS)).to_json()
+    found = score(model, requests, collect_base(model, requests), tuple(PROTOCOLS)).to_json()
+    assert found["teacher_forced"]["reliability"] == found["teacher_forced"]["generalization"] == 1.0
+    assert found["teacher_forced"]["locality"] == 1.0
+    assert found["likelihood"]["efficacy"] == found["likelihood"]["paraphrase"] == 1.0
+    assert found["generation"]["exact_match"] == found["generation"]["paraphrase_exact_match"] == 1.0
+    assert bare["teacher_forced"]["reliability"] < 0.5 and bare["generation"]["exact_match"] == 0.0
 
 
 def test_absent_prompts_give_none_not_zero(base_model: EditableModel) -> None:
