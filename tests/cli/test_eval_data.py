@@ -132,7 +132,7 @@ def test_data_lists_and_fetches(
     }
     again = nmke("data", "get", "zsre")
     assert "here already" in again.out and sha256(CONTENT)[:12] in again.out
-    assert "zsre_mend_eval.json" in nmke("data", "ls").out
+    assert nmke("data", "ls", "--json").json["entries"][2]["path"].endswith("zsre_mend_eval.json")
     server.files["/data.jsonl"] = b"changed"
     assert nmke("data", "get", "zsre", "--force").code == 7
     assert nmke("data", "get", "mmlu").code == 2

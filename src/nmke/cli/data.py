@@ -27,7 +27,7 @@ def ls(as_json: options.Json = False) -> None:
         print_json({"schema": "nmke.data/1", "folder": str(downloads()), "entries": entries})
         return
     rows = [(e["name"], e["kind"], _state(e), e["summary"]) for e in entries]
-    table(("name", "kind", "file", "what"), rows)
+    table(("name", "kind", "data", "what"), rows)
     here = sum(e["path"] is not None for e in entries)
     fact("data", f"{here} of {len(entries)} are here; `nmke data get NAME` fetches into {downloads()}")
 
@@ -63,13 +63,12 @@ def _source(name: str) -> str:
         ConfigError: If there is none to fetch; names the nearest name, or says what to do instead.
     """
     from nmke.evaluation.ability import ability_tasks
-    from nmke.evaluation.benchmarks import benchmarks
     from nmke.evaluation.data_sets import data_sets, source_of
 
-    if source_of(name) is None and (name in ability_tasks or name in benchmarks):
+    if source_of(name) is None and name in ability_tasks:
         raise ConfigError(
-            f"{name!r} cannot be fetched: its publisher offers no single file that is read as it is; put the file "
-            "that `nmke data ls` names into a folder and name that in NMKE_DATA"
+            f"{name!r} cannot be fetched: its publisher offers no single file that is read as it is; put "
+            f"{ability_tasks.get(name).files[0]!r} into a folder and name that in NMKE_DATA"
         )
     found = source_of(name) or name
     data_sets.entry(found)
@@ -131,5 +130,5 @@ def _entry(
 
 def _state(entry: dict[str, Any]) -> str:
     if entry["path"] is not None:
-        return Path(entry["path"]).name
+        return "here"
     return "can be fetched" if entry["can_fetch"] else "not here"

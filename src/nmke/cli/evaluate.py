@@ -218,7 +218,8 @@ def _as_json(found: Found, asked: Asked) -> dict[str, Any]:
 
 def _print(source: str, facts: Path | None, found: Found) -> None:
     fact("scored", f"{source}   content hash {found.about['content_hash'][:12]}")
-    for table, when in ((found.at_edit, "right after each batch"), (found.last, "after the last edit")):
+    last = "after the last edit" if found.about["run"] else "asked of the model as it is"
+    for table, when in ((found.at_edit, "right after each batch"), (found.last, last)):
         if table is not None:
             fact("facts", f"{facts_label(facts, len(table.rows))}, {when}")
             print_scores(table)
