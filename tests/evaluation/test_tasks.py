@@ -10,7 +10,7 @@ from tests import runs
 from tests.evaluation.ability.test_measure import QUESTIONS
 
 from nmke.editors import methods
-from nmke.editors.method import Method
+from nmke.editors.method import STATISTICS, Method
 from nmke.errors import ConfigError, NumericsError, RequestError
 from nmke.evaluation import held_out, tasks
 from nmke.evaluation.at_edit import score_at_edit
@@ -72,7 +72,8 @@ class WritesNothing:
 def test_a_method_that_writes_nothing_scores_rel_0_and_loc_1(
     session: EditSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = Entry("writes-nothing", Method(WritesNothing(), remembers=False), "this test", "none")
+    made = Method(WritesNothing(), remembers=False)
+    entry = Entry("writes-nothing", made, "this test", "none", needs=(STATISTICS,))
     monkeypatch.setitem(methods._entries, "writes-nothing", entry)
     session.config = runs.config(method="writes-nothing")
     wrong = _never_said(session)
