@@ -61,7 +61,7 @@ def load_stream(plan: Plan, dataset: str, seed: int) -> Stream:
         )
     chosen = draw(pool, wanted, seed) if plan.order == "shuffled" else pool[:wanted]
     identity = StreamIdentity(
-        dataset=dataset,
+        dataset=dataset if dataset in benchmarks else Path(dataset).name,
         file_sha256=read.sha256,
         start=start,
         stop=stop,

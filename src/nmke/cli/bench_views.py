@@ -45,7 +45,7 @@ def print_table(table: Table) -> None:
 
 def print_comparisons(found: Sequence[Comparison]) -> None:
     """One table per protocol, data set and batch size."""
-    columns = ("metric", "A", "B", "A - B, 95 % interval", "facts >/=/<", "higher")
+    columns = ("metric", "A", "B", "A - B [95 %]", "> = <", "higher")
     for one in found:
         size = f"{one.a.batch_size}" if one.a.batch_size == one.b.batch_size else _sizes(one)
         fact("A", one.a.label)
@@ -56,6 +56,7 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
             made = make_table(columns, rows, right=columns[1:5])
             made.title, made.title_justify, made.title_style = protocol, "left", "bold"
             stdout().print(made)
+        say("> = <: facts that A does better, equally well and worse at")
 
 
 def print_methods(found: Sequence[Mapping[str, Any]]) -> None:
