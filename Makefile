@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo test check check-format check-lint check-types check-docs bench docs clean help
+.PHONY: demo test test-browser check check-format check-lint check-types check-docs bench docs clean help
 
 VENV := .venv
 STAMP := $(VENV)/.stamp
@@ -15,7 +15,7 @@ export NO_MKDOCS_2_WARNING := 1
 UNMARKED := not model and not browser and not slow and not gpu
 
 help:  ## Say what each target does.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
 
 demo: $(STAMP)  ## Edit real facts into a real model, undo a batch, leave a model behind (ARGS=... are passed on).
 	$(VENV)/bin/nmke demo $(ARGS)
@@ -24,6 +24,11 @@ test: $(STAMP)  ## Tests on tiny models, then tests on the real default model. W
 	mkdir -p $(REPORTS)
 	OMP_NUM_THREADS=1 $(RUN) pytest -m "$(UNMARKED)" -n $(WORKERS) --junitxml=$(REPORTS)/unmarked.xml
 	$(RUN) pytest -m "model" -rs --junitxml=$(REPORTS)/model.xml
+
+# Chromium: Debian's own, or one that CHROMIUM= names; the tests skip without one unless CI is set.
+test-browser: $(STAMP)  ## The studio in a real browser, on the real default model.
+	mkdir -p $(REPORTS)
+	$(RUN) pytest -m "browser" -rs --junitxml=$(REPORTS)/browser.xml
 
 check: check-format check-lint check-types check-docs  ## Format, lint, types, and the documentation.
 

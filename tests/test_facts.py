@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nmke.errors import ConfigError, RequestError
-from nmke.facts import FactsFile, bundled_facts, data_path, parse_prompt, read_facts
+from nmke.facts import FactsFile, bundled_facts, data_path, find_faults, parse_prompt, read_facts
 from nmke.facts.json_array import _CHUNK
 from nmke.types import Neighbor
 
@@ -468,3 +468,35 @@ def test_data_path_looks_in_the_named_folder_first(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("NMKE_DATA", str(tmp_path))
     assert data_path("zsre.jsonl") == tmp_path / "zsre.jsonl"
     assert data_path("no-such-file.jsonl") is None
+
+
+def test_every_fault_is_found_where_reading_stops_at_the_first(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    good = '{"prompt": "The capital of {} is", "subject": "%s", "target_new": "Lyon"}'
+    lines = [good % "France", "{broken", good % "Peru", '{"prompt": "x {}", "subject": "y"}', good % "France"]
+    path.write_text("\n".join(lines))
+    found = [str(fault) for fault in find_faults(path)]
+    assert [fault.split(", ")[1] for fault in found] == ["line 2", "line 4", "line 5"]
+    assert "broken JSON" in found[0] and "target_new" in found[1] and "the same fact as on line 1" in found[2]
+    assert len(find_faults(path, most=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no fact in the file"),
+        ("[{}, 3]", "line 1"),
+        ("prompt,subject,target_new\na {},b\nc {},d,e\nf {},g,h,i\n", "2 cells, but the header names 3"),
+        ("\x00", "begins neither"),
+    ],
+)
+def test_faults_of_whole_files_are_found_too(tmp_path, content, message):
+    path = tmp_path / "facts"
+    path.write_text(content)
+    assert message in str(find_faults(path)[0])
+
+
+def test_a_good_file_has_no_fault(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("prompt,subject,target_new\nThe capital of {} is,France,Lyon\n")
+    assert find_faults(path) == []

@@ -237,3 +237,31 @@ def test_ids_are_found_by_their_beginning():
     assert index.places("nobody") == () and index.count() == 2
     index.take_back(3, {"undone": [2]})
     assert index.places("ab") == [Place(1, 0, "ab", "f", "failed")] and index.seen == 3
+
+
+def test_edits_are_searched_newest_first_in_pages(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    facts = [("France", "Lyon"), ("Peru", "50%_off"), ("France", "Nice")]
+    for number, (subject, target) in enumerate(facts):
+        request = EditRequest("The capital of {} is", subject, target, id=f"e{number}")
+        status = "failed" if number == 1 else "written"
+        ledger.append(
+            "edit",
+            created="now",
+            body={},
+            files={},
+            hash_before="",
+            hash_after="",
+            edits=[EditRecord(request, status)],
+        )
+
+    def found(*arguments, **more):
+        return [record.request.id for _, record in ledger.search(*arguments, **more)]
+
+    assert found() == ["e2", "e1", "e0"]
+    assert found("OF FRANCE is") == ["e2", "e0"] and found("nice") == ["e2"] and found("e1") == ["e1"]
+    assert found("%_") == ["e1"] and found("prompt") == [] and found("{}") == []
+    assert found(status="failed") == ["e1"]
+    place, _ = ledger.search(limit=2)[-1]
+    assert place == (2, 0) and found(before=place) == ["e0"]
+    ledger.close()

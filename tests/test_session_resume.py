@@ -328,3 +328,13 @@ def test_a_run_is_not_opened_under_another_models_name(opened, tmp_path):
 def test_an_unknown_neuron_score_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'lps'"):
         runs.open_run(tmp_path / "run", attribution="lbs", method="nmke")
+
+
+def test_other_settings_hold_inside_the_with_only(opened):
+    session = opened()
+    before = session.config
+    with session.using(steps=7) as config:
+        assert config.steps == session.config.steps == 7
+    assert session.config == before
+    with pytest.raises(ConfigError, match="did you mean 'steps'"), session.using(stepz=7):
+        pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,10 @@ CREATE TRIGGER IF NOT EXISTS events_kept BEFORE DELETE ON events BEGIN SELECT RA
 CREATE TRIGGER IF NOT EXISTS edits_fixed BEFORE UPDATE ON edits BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER IF NOT EXISTS edits_kept BEFORE DELETE ON edits BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
+
+_SEARCHED = """(id || char(10) || replace(json_extract(request, '$.prompt'), '{}', json_extract(request, '$.subject'))
+  || char(10) || json_extract(request, '$.target_new'))"""
+Row = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,43 @@ class Ledger:
         with self._reading() as db:
             query = "SELECT request FROM edits WHERE seq = ? AND position = ?"
             return _request(json.loads(db.execute(query, (seq, position)).fetchone()[0]))
+
+    def search(
+        self, text: str = "", status: Status | None = None, *, limit: int = 100, before: Row | None = None
+    ) -> list[tuple[Row, EditRecord]]:
+        """Edits, newest first, taken-back ones too.
+
+        Args:
+            text: What prompt, subject, answer or id must hold; upper and lower case are the same in ASCII.
+            status: Only these.
+            limit: At most so many.
+            before: Only those that stand before this place, as the last answer gave it.
+
+        Returns:
+            Place (batch, position) and record of each.
+        """
+        pattern = "%" + re.sub("[!%_]", r"!\g<0>", text) + "%"
+        query = f"""
+            SELECT seq, position, status, request, detail FROM edits
+            WHERE {_SEARCHED} LIKE :pattern ESCAPE '!' AND status = coalesce(:status, status)
+            AND (seq, position) < (:seq, :position) ORDER BY seq DESC, position DESC LIMIT :limit"""
+        seq, position = before or (2**62, 0)
+        values = {"pattern": pattern, "status": status, "seq": seq, "position": position, "limit": limit}
+        return self._placed(query, values)
+
+    def named(self, edit_id: str) -> list[tuple[Row, EditRecord]]:
+        """Every edit of exactly that id, newest first, taken-back ones too."""
+        query = """
+            SELECT seq, position, status, request, detail FROM edits WHERE id = :id
+            ORDER BY seq DESC, position DESC"""
+        return self._placed(query, {"id": edit_id})
+
+    def _placed(self, query: str, values: Mapping[str, Any]) -> list[tuple[Row, EditRecord]]:
+        with self._reading() as db:
+            return [
+                ((seq, place), EditRecord(_request(json.loads(request)), found, json.loads(detail)))
+                for seq, place, found, request, detail in db.execute(query, values).fetchall()
+            ]
 
     def file_names(self) -> set[str]:
         """Every file that an event names."""

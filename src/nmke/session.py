@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,23 @@ class EditSession:
     def close(self) -> None:
         """Free the lock and close the ledger; the model keeps its edited weights in memory, recalls nothing."""
         self._closing.close()
+
+    @contextmanager
+    def using(self, **settings: Any) -> Iterator[EditConfig]:
+        """Other settings for the edits inside the `with`.
+
+        Args:
+            settings: Fields of `EditConfig` to change.
+
+        Raises:
+            ConfigError: If a setting is unknown or out of range.
+        """
+        before = self.config
+        self.config = resolve(replace_config(self._asked, **settings), self.model)
+        try:
+            yield self.config
+        finally:
+            self.config = before
 
     # ------------------------------------------------------------------ reading
 

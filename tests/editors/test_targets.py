@@ -240,7 +240,7 @@ def test_model_is_left_as_it_was(gpt2_exact):
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in gpt2_exact.model.modules())
 
 
-def test_progress_hears_of_every_edit_once(gpt2_exact):
+def test_progress_hears_of_every_edit_once_and_of_every_step(gpt2_exact):
     heard: list[float] = []
 
     class Watch:
@@ -255,11 +255,12 @@ def test_progress_hears_of_every_edit_once(gpt2_exact):
             return None
 
         def advance(self, steps: float = 1, note: str = "") -> None:
-            assert note.startswith("p = ")
+            assert note.startswith("p = " if steps else "step ")
             heard.append(steps)
 
     optimise_targets(gpt2_exact, REQUESTS, CONTEXTS, (1,), "block", CONFIG, Watch())
     assert sum(heard) == 4
+    assert heard.count(0) >= CONFIG.steps, "and of every step in between"
 
 
 def test_a_loss_that_is_not_finite_names_the_edit(tokenizer):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nmke.cli import options
 from nmke.cli.console import fact, note, print_json, say
 from nmke.cli.opening import open_run, run_folder
-from nmke.errors import RequestError
 
 if TYPE_CHECKING:
     from nmke.models.load import EditableModel
@@ -19,16 +18,6 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 LEAVE = ("/quit", "/exit", "/q")
 FORGET = "/new"
-# An instruct model's own settings may sample or hold penalties; those are switched off by name.
-GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 50,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
 
 
 def ask(
@@ -65,6 +54,8 @@ def chat(
     device: options.Device = "auto",
 ) -> None:
     """Chat with the edited model; greedy. Without a chat template it continues each line on its own."""
+    from nmke.models.chat import has_template
+
     with closing(open_run(run_folder(run), device)) as session:
         if not has_template(session.model):
             note(f"{session.model.name} has no chat template: every line is continued as plain text")
@@ -88,35 +79,16 @@ def chat(
 
 def reply(model: EditableModel, turns: Messages, tokens: int, *, raw: bool = False) -> str:
     """The model's greedy answer to the last turn."""
-    if raw or not has_template(model):
-        return model.generate([turns[-1]["content"]], tokens)[0].strip()
-    text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    given = model.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
-    width = given["input_ids"].shape[1]
-    if model.context_length is not None and width + tokens > model.context_length:
-        raise RequestError(
-            f"the conversation has {width} tokens and {tokens} new ones were asked for, {model.name} reads "
-            f"{model.context_length}; begin anew or ask for fewer"
-        )
-    output = model.model.generate(
-        input_ids=given["input_ids"],
-        attention_mask=given["attention_mask"],
-        pad_token_id=model.encoder.pad_id,
-        max_new_tokens=tokens,
-        **GREEDY,
-    )
-    return str(model.tokenizer.decode(output[0, width:], skip_special_tokens=True)).strip()
+    from nmke.models.chat import reply as answer
+    from nmke.models.generate import Decoding
+
+    return answer(model, turns, Decoding(tokens), raw=raw).text
 
 
 def base_reply(session: EditSession, turns: Messages, tokens: int, *, raw: bool = False) -> str:
     """The unedited model's answer."""
     with session.base():
         return reply(session.model, turns, tokens, raw=raw)
-
-
-def has_template(model: EditableModel) -> bool:
-    """Whether the tokenizer knows how a conversation is written."""
-    return bool(getattr(model.tokenizer, "chat_template", None))
 
 
 def _read_line() -> str | None:

@@ -201,8 +201,9 @@ class _LineTask:
         now = time.monotonic()
         if now - self.last >= SECONDS_BETWEEN_LINES and self.done < self.total:
             self.last, self.spoke = now, True
-            left = (now - self.begun) / max(self.done, 1e-9) * (self.total - self.done)
-            _note_line(f"{self.title}: {self.done:g} of {self.total:g}, about {left:.0f} s left", note)
+            left = (now - self.begun) * (self.total - self.done)
+            about = f", about {left / self.done:.0f} s left" if self.done else ""
+            _note_line(f"{self.title}: {self.done:g} of {self.total:g}{about}", note)
 
 
 def _note_line(text: str, extra: str) -> None:

@@ -47,15 +47,7 @@ def diff(
 ) -> None:
     """Show the facts that two states hold differently; no model is loaded."""
     a, b = read_state(first), read_state(second)
-    if a.base != b.base:
-        raise RequestError(f"{first!r} and {second!r} edit different base models; compare runs on one base")
-    rows = [
-        (request.text, None if old is None else old.target_new, None if new is None else new.target_new)
-        for key in {**a.facts, **b.facts}
-        for old, new in [(a.facts.get(key), b.facts.get(key))]
-        for request in [new or old]
-        if request is not None and (old and old.target_new) != (new and new.target_new)
-    ]
+    rows = differences(a, b)
     if as_json:
         changes = [{"prompt": text, "a": old, "b": new} for text, old, new in rows]
         states = {name: {"state": s.name, "content_hash": s.content_hash} for name, s in (("a", a), ("b", b))}
@@ -68,6 +60,23 @@ def diff(
     fact("facts", f"{len(rows)} held differently ({len(a.facts)} in {first}, {len(b.facts)} in {second})")
     same = "the same model" if a.content_hash == b.content_hash else "different models"
     fact("hash", f"{a.content_hash[:12]} and {b.content_hash[:12]}: {same}")
+
+
+def differences(a: State, b: State) -> list[tuple[str, str | None, str | None]]:
+    """Prompt and answer in each state of every fact that they hold differently; None where one lacks it.
+
+    Raises:
+        RequestError: If their base models differ.
+    """
+    if a.base != b.base:
+        raise RequestError(f"{a.name!r} and {b.name!r} edit different base models; compare runs on one base")
+    return [
+        (request.text, None if old is None else old.target_new, None if new is None else new.target_new)
+        for key in {**a.facts, **b.facts}
+        for old, new in [(a.facts.get(key), b.facts.get(key))]
+        for request in [new or old]
+        if request is not None and (old and old.target_new) != (new and new.target_new)
+    ]
 
 
 def read_state(name: str) -> State:

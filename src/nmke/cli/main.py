@@ -33,6 +33,7 @@ from nmke.cli import (
     prepare,
     report,
     retry,
+    studio,
     undo,
     verify,
 )
@@ -92,6 +93,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "ask": ask.ask,
     "chat": ask.chat,
     "report": report.report,
+    "studio": studio.studio,
     "export": export.export,
     "apply": apply.apply,
 }

@@ -34,7 +34,7 @@ from nmke.masking.select import select_neurons
 from nmke.models.load import EditableModel
 from nmke.models.replay import Site
 from nmke.models.weights import DownProjection, swapped_in
-from nmke.progress import Progress, quiet
+from nmke.progress import Progress, Task, quiet
 from nmke.stats.covariance import LayerStats
 from nmke.types import EditRequest, Keys, LayerUpdate, NeuronMask
 
@@ -141,9 +141,11 @@ def compute_updates(
         masks, summaries = choose_neurons(model, requests, contexts, config, turn)
     with clock.stage("keys"):
         rows = KeyPass(model, requests, contexts, layers)
-    solve = _Solve(model, method, stats, state, masks, config, tuple(r.id for r in requests), turn, clock)
     write = _write_jointly if site == "down_proj" else _write_in_turn
-    with ProvisionalWrites(model) as writes:
+    with progress.task("layers", total=len(layers)) as task, ProvisionalWrites(model) as writes:
+        solve = _Solve(
+            model, method, stats, state, masks, config, tuple(r.id for r in requests), turn, clock, task
+        )
         updates, memory_keys = write(solve, rows, targets, writes)
     masks = {update.layer: update.mask for update in updates if update.mask is not None}
     return BatchResult(tuple(updates), memory_keys, targets, masks, owners, summaries, clock.seconds)
@@ -262,6 +264,7 @@ class _Solve:
     ids: tuple[str, ...]
     turn: int
     clock: Stopwatch
+    task: Task
 
     def __call__(self, layer: int, keys: Keys, residuals: Float[Tensor, "edits d_model"]) -> LayerUpdate:
         names = in_force(self.method, self.config)
@@ -278,7 +281,9 @@ class _Solve:
         update = LayerUpdate(layer, residuals.T.float().contiguous(), right.float().contiguous(), mask)
         now = self._weights(layer)
         with self.clock.stage("solve"):
-            return filtered(update, now, self.model.unedited.get(layer, now), names)
+            update = filtered(update, now, self.model.unedited.get(layer, now), names)
+        self.task.advance(1, f"layer {layer}: {int(update.columns.sum())} of {right.shape[1]} neurons")
+        return update
 
     def old_value_gap(self, layer: int, rows: KeyPass) -> Tensor | float:
         """What the old value at the bare prompt is above that at the mean key, [edits, d_model]."""

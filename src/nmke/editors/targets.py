@@ -195,6 +195,8 @@ def _optimise_group(
             edit.done = edit.loss < config.stop_loss or enough or step == config.steps
             if edit.done:
                 task.advance(1, f"p = {edit.probability:.2f}")
+        mean = sum(edit.probability for edit in edits) / len(edits)
+        task.advance(0, f"step {step} of {config.steps}, p = {mean:.2f}")
         if all(edit.done for edit in batch.edits):
             return
         optimizer.zero_grad()

@@ -2,6 +2,14 @@
 
 from nmke.facts.locate import bundled_facts, data_path, downloads
 from nmke.facts.prompts import parse_prompt
-from nmke.facts.reader import FactsFile, read_facts
+from nmke.facts.reader import FactsFile, find_faults, read_facts
 
-__all__ = ["FactsFile", "bundled_facts", "data_path", "downloads", "parse_prompt", "read_facts"]
+__all__ = [
+    "FactsFile",
+    "bundled_facts",
+    "data_path",
+    "downloads",
+    "find_faults",
+    "parse_prompt",
+    "read_facts",
+]

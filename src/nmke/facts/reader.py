@@ -91,6 +91,36 @@ def read_facts(
     )
 
 
+def find_faults(path: str | Path, *, most: int = 100) -> list[RequestError]:
+    """Every fault of a facts file, in the file's order, where `read_facts` raises the first.
+
+    Lines of JSONL and CSV files are looked at one by one; a JSON array that is broken ends the search.
+
+    Args:
+        path: The file.
+        most: Stop after so many.
+    """
+    path, faults, collected = Path(path), list[RequestError](), None
+    try:
+        with open_rows(path, faults) as (_, rows):
+            for row in rows:
+                record = Record(row.data, str(path), row.line)
+                try:
+                    collected = collected or _Collector(
+                        find_shape(record, None), derived=False, distinct=False
+                    )
+                    collected.add(record)
+                except RequestError as fault:
+                    faults.append(fault)
+                if len(faults) >= most:
+                    break
+        if not faults:
+            read_facts(path, limit=1)  # an empty file has no record to find a fault in
+    except RequestError as fault:
+        faults.append(fault)
+    return faults[:most]
+
+
 @dataclass
 class _Collector:
     """Cases read so far, and what there is to say about the others."""

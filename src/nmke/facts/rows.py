@@ -20,11 +20,16 @@ from nmke.facts.json_text import MAX_RECORD, Row, load_object
 
 _BOM = b"\xef\xbb\xbf"
 _SNIFF = 4096
+Faults = list[RequestError] | None
 
 
 @contextmanager
-def open_rows(path: Path) -> Iterator[tuple[str, Iterator[Row]]]:
+def open_rows(path: Path, faults: Faults = None) -> Iterator[tuple[str, Iterator[Row]]]:
     """The file's format ("jsonl", "json" or "csv") and its rows, read one at a time.
+
+    Args:
+        path: The file.
+        faults: Takes the faults of lines that can be left out, which are then left out; None raises them.
 
     Raises:
         RequestError: If the file is missing, unreadable, damaged, not UTF-8 or of no known format.
@@ -38,7 +43,7 @@ def open_rows(path: Path) -> Iterator[tuple[str, Iterator[Row]]]:
             if stream.peek(3)[:3] == _BOM:
                 stream.read(3)
             form = _format(stream, path)
-            yield form, _READERS[form](stream, str(path))
+            yield form, _READERS[form](stream, str(path), faults)
     except (OSError, EOFError, zlib.error) as error:
         raise RequestError(
             f"facts file {str(path)!r} cannot be read: {error}; check or fetch it again"
@@ -84,13 +89,28 @@ def _lines(stream: io.BufferedReader, source: str) -> Iterator[tuple[int, str]]:
             ) from error
 
 
-def _json_lines(stream: io.BufferedReader, source: str) -> Iterator[Row]:
+def _json_lines(stream: io.BufferedReader, source: str, faults: Faults) -> Iterator[Row]:
     for number, text in _lines(stream, source):
         if text.strip():
-            yield Row(number, load_object(text, source, number))
+            try:
+                row = Row(number, load_object(text, source, number))
+            except RequestError as fault:
+                _keep(fault, faults)
+            else:
+                yield row
 
 
-def _csv_rows(stream: io.BufferedReader, source: str) -> Iterator[Row]:
+def _json_array(stream: io.BufferedReader, source: str, _faults: Faults) -> Iterator[Row]:
+    yield from array_rows(stream, source)
+
+
+def _keep(fault: RequestError, faults: Faults) -> None:
+    if faults is None:
+        raise fault
+    faults.append(fault)
+
+
+def _csv_rows(stream: io.BufferedReader, source: str, faults: Faults) -> Iterator[Row]:
     reader = csv.reader((text for _, text in _lines(stream, source)), strict=True)
     header: list[str] = []
     line = 0
@@ -102,10 +122,11 @@ def _csv_rows(stream: io.BufferedReader, source: str) -> Iterator[Row]:
             elif not header:
                 header = _header(cells, source, line)
             elif len(cells) != len(header):
-                raise RequestError(
+                fault = RequestError(
                     f"{source}, line {line}: {len(cells)} cells, but the header names {len(header)} columns; "
                     "put texts that hold a comma in double quotes"
                 )
+                _keep(fault, faults)
             else:
                 yield Row(line, _cells(header, cells))
             line = reader.line_num
@@ -138,4 +159,4 @@ def _cells(header: list[str], cells: list[str]) -> dict[str, Any]:
     return data
 
 
-_READERS = {"jsonl": _json_lines, "json": array_rows, "csv": _csv_rows}
+_READERS = {"jsonl": _json_lines, "json": _json_array, "csv": _csv_rows}

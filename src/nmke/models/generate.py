@@ -85,9 +85,9 @@ def continue_prompts(model: EditableModel, prompts: Sequence[str], decoding: Dec
     rows = [model.encoder.encode(prompt) for prompt in prompts]
     _check_lengths(model, rows, decoding.max_new_tokens)
     answers = [""] * len(rows)
-    settings = _settings(model, decoding.max_new_tokens)
+    settings = generation_settings(model, decoding.max_new_tokens)
     lengths = [len(row) + decoding.max_new_tokens for row in rows]
-    with _seeded(decoding.seed, model.device):
+    with seeded(decoding.seed, model.device):
         for bucket in length_buckets(lengths, TOKEN_BUDGET):
             texts = _continue_batch(model, [rows[i] for i in bucket], settings, decoding)
             for index, text in zip(bucket, texts, strict=True):
@@ -127,7 +127,7 @@ def _decode(model: EditableModel, ids: list[int], settings: GenerationConfig) ->
     )
 
 
-def _settings(model: EditableModel, max_new_tokens: int) -> GenerationConfig:
+def generation_settings(model: EditableModel, max_new_tokens: int) -> GenerationConfig:
     """Greedy decoding without the penalties and cut-offs that an instruct model's own settings may hold."""
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; ask for at least 1 new token")
@@ -157,7 +157,8 @@ def _check_lengths(model: EditableModel, rows: list[list[int]], max_new_tokens: 
 
 
 @contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draws inside are repeatable with a seed; torch's own generator is left as it was."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:

@@ -1,0 +1,123 @@
+"""The Edit tab: a sentence, its subject marked by selecting it, the new answer, checks, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import gradio as gr
+
+from nmke.config import EditConfig, MaskName
+from nmke.editors import methods
+from nmke.errors import NmkeError
+from nmke.evaluation.suggestions import suggest
+from nmke.facts import parse_prompt
+from nmke.studio.pages.common import PRIVATE, follow, problem_html, say
+from nmke.studio.service import Studio
+from nmke.types import EditRequest, Neighbor
+
+
+def build(studio: Studio) -> None:
+    """Put the tab's parts on the page."""
+    config = studio.session.config
+    with gr.Row():
+        with gr.Column(scale=3, min_width=280):
+            sentence = gr.Textbox(
+                label="Sentence, up to the answer",
+                placeholder="The capital of France is",
+                info="Then select the subject in it: with the mouse, or with Shift and the arrow keys.",
+                lines=2,
+                elem_id="sentence",
+            )
+            with gr.Row():
+                subject = gr.Textbox(label="Subject", placeholder="France", elem_id="subject", min_width=120)
+                target = gr.Textbox(label="New answer", placeholder="Lyon", elem_id="target", min_width=120)
+            edit = gr.Button("Edit", variant="primary", elem_id="edit")
+        with gr.Column(scale=2, min_width=280):
+            paraphrases = gr.Textbox(
+                label="Must change too: the same in other words, one per line",
+                lines=3,
+                elem_id="paraphrases",
+            )
+            neighbours = gr.Textbox(
+                label="Must stay: prompts about others, one per line", lines=3, elem_id="neighbours"
+            )
+            propose = gr.Button("Suggest checks", elem_id="suggest")
+    with gr.Accordion("Settings", open=False), gr.Row():
+        method = gr.Dropdown(
+            list(methods.names()), value=config.method, label="Method", elem_id="method", min_width=140
+        )
+        mask = gr.Dropdown(
+            list(get_args(MaskName)), value=config.mask, label="Neuron mask", elem_id="mask", min_width=140
+        )
+        steps = gr.Number(config.steps, label="Optimisation steps", precision=0, minimum=1, elem_id="steps")
+    result = gr.HTML(elem_id="edit-result")
+
+    def mark(chosen: gr.SelectData) -> Any:
+        text = str(chosen.value or "").strip()
+        return text if text else gr.skip()
+
+    def check(sentence: str, subject: str) -> tuple[Any, Any, str]:
+        try:
+            template, found = parse_prompt(sentence, subject or None)
+            studio.limits.check_prompt(sentence)
+            with studio.gate.turn():
+                checks = suggest(studio.session.model, template, found)
+        except NmkeError as error:
+            return gr.skip(), gr.skip(), problem_html(error)
+        counts = f"{len(checks.paraphrases)} paraphrases and {len(checks.neighbours)} neighbours"
+        text = f"Suggested {counts}; change them freely."
+        return "\n".join(checks.paraphrases), "\n".join(checks.neighbours), say(text)
+
+    def write(
+        sentence: str,
+        subject: str,
+        target: str,
+        paraphrases: str,
+        neighbours: str,
+        method: str,
+        mask: str,
+        steps: float | None,
+    ) -> Iterator[str]:
+        try:
+            request = make_request(sentence, subject, target, paraphrases, neighbours)
+            settings = changed_settings(config, {"method": method, "mask": mask, "steps": steps})
+            job = studio.submit_edits([studio.unused_id(request)], settings, watch=True)
+        except NmkeError as error:
+            yield problem_html(error)
+            return
+        yield from follow(job)
+
+    sentence.select(mark, outputs=subject, show_progress="hidden", **PRIVATE)
+    propose.click(check, [sentence, subject], [paraphrases, neighbours, result], **PRIVATE)
+    fields = [sentence, subject, target, paraphrases, neighbours, method, mask, steps]
+    edit.click(write, fields, result, show_progress="hidden", **PRIVATE)
+    target.submit(write, fields, result, show_progress="hidden", **PRIVATE)
+
+
+def make_request(sentence: str, subject: str, target: str, paraphrases: str, neighbours: str) -> EditRequest:
+    """The request that the fields describe.
+
+    Raises:
+        RequestError: If the subject is not in the sentence, or something is empty.
+    """
+    template, found = parse_prompt(sentence, subject or None)
+    return EditRequest(
+        template.rstrip(),
+        found,
+        target.strip(),
+        paraphrases=tuple(lines(paraphrases)),
+        neighborhood=tuple(Neighbor(line) for line in lines(neighbours)),
+    )
+
+
+def lines(text: str) -> list[str]:
+    """The lines that say something."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def changed_settings(config: EditConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that differ from the run's own."""
+    return {
+        name: value for name, value in given.items() if value is not None and getattr(config, name) != value
+    }
