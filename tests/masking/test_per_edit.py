@@ -19,10 +19,10 @@ def test_an_edit_that_needs_many_neurons_keeps_more_than_one_that_needs_few():
     scores[0, 7] = 3.0  # one neuron holds everything: entropy 0
     scores[1] = 1.0  # all are equal: entropy 1
     masks = select_per_edit(scores, settings())
-    assert masks.keep.sum(dim=1).tolist() == [10, 30]  # 5 % and 15 % of 200
+    assert masks.keep.sum(dim=1).tolist() == [6, 16]  # 3 % and 8 % of 200
     assert masks.keep[0, 7]
     assert masks.detail["edit_entropy"] == pytest.approx(0.5)
-    assert masks.detail["kept_per_edit"] == 20.0
+    assert masks.detail["kept_per_edit"] == 11.0
     assert masks.detail["kept"] == float(masks.keep.any(dim=0).sum())
 
 

@@ -2,7 +2,7 @@
 
 Source: Liu et al. 2025, arXiv:2510.22139. Neurons are scored for the facts at hand, entropy decides how many are
 kept (see `nmke.masking`), and only these are written.
-Differs (`nmke`): every edit of a batch has its own mask, a tenth of the neurons or so, chosen where its key is
+Differs (`nmke`): every edit of a batch has its own mask, 7 or 8 % of the neurons, chosen where its key is
 written and by what it takes to write it (`nmke.masking.per_edit`); the residual is met inside the mask
 (`nmke.editors.per_edit`); targets are optimised at the down-projections of all edited layers together. One mask
 for a whole batch, as in the paper, remains: ask for `mask_scope` "batch", or for a mask or score that only a batch
