@@ -14,6 +14,7 @@ from typing import Any
 from nmke import errors
 from nmke.config import EditConfig
 
+SCORES = ("reliability", "generalization", "locality")
 MARK = re.compile(r"<!-- table: ([a-z]+) -->")
 
 
@@ -149,6 +150,48 @@ def _ability() -> str:
     return _table(("task", "metric", *cells, "chance"), rows)
 
 
+def _fifty() -> str:
+    """The committed record of fifty edits in batches of ten."""
+    rows = []
+    for name, cell in _cells("speed_quality").items():
+        shares = [cell.get(key) for key in ("neurons_kept_per_edit", "neurons_kept")]
+        written = " / ".join("all" if share is None else f"{share:.0%}" for share in shares)
+        if name.startswith("nmke") and shares[0] is None and shares[1] is not None:
+            written = f"one mask / {shares[1]:.0%}"
+        cost = (f"{cell['seconds_per_edit']:.1f}", f"{cell['machine']['load_average'][0]:.1f}")
+        rows.append((name, written, *_scored(cell["scores"]), *cost, f"{cell['peak_rss_mb']:.0f}"))
+    header = ("method", "neurons per edit / batch", *SCORES, "s per edit", "load", "peak MB")
+    return _table(header, rows)
+
+
+def _masks() -> str:
+    """The committed record of one set of targets under different masks."""
+    rows = [
+        (
+            name,
+            "all" if cell["share"] is None else f"{cell['share']:.0%}",
+            *_scored(cell["scores"]),
+            f"{cell['perplexity']:.2f}",
+        )
+        for name, cell in _cells("research_edit_masks").items()
+    ]
+    return _table(("mask", "neurons", *SCORES, "perplexity"), rows)
+
+
+def _cells(record: str) -> dict[str, Any]:
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{record}.json"
+    cells: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return cells
+
+
+def _scored(scores: dict[str, Any]) -> tuple[str, ...]:
+    scores = scores.get("teacher_forced", scores)
+    return tuple(
+        f"{scores[name]:.3f} [{scores['intervals'][name][0]:.2f}, {scores['intervals'][name][1]:.2f}]"
+        for name in SCORES
+    )
+
+
 def _metric(cells: dict[str, Any], task: str) -> str:
     return next(iter(next(tasks[task]["intervals"] for tasks in cells.values() if task in tasks)))
 
@@ -198,4 +241,6 @@ TABLES = {
     "benchmarks": _benchmarks,
     "tasks": _tasks,
     "ability": _ability,
+    "fifty": _fifty,
+    "masks": _masks,
 }

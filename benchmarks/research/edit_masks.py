@@ -22,6 +22,7 @@ from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.memory import SolverState
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
+from nmke.editors.rows import with_second_anchors
 from nmke.editors.targets import Targets, optimise_targets
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.perplexity import perplexity
@@ -92,6 +93,14 @@ def write_all(
     return sum(shares) / len(shares) if shares else None
 
 
+def targets_of(
+    model: EditableModel, requests: list[EditRequest], contexts: Sequence[str], config: EditConfig
+) -> Targets:
+    """Joint targets on the unedited model, of second anchors too."""
+    anchored, _ = with_second_anchors(model, requests)
+    return optimise_targets(model, anchored, contexts, LAYERS, "down_proj", config)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edits", type=int, default=40)
@@ -113,7 +122,7 @@ def main() -> None:
     config = methods.get("nmke").fill(EditConfig.create(method="nmke", layers=LAYERS))
     starts = range(0, len(requests), asked.batch_size)
     parts = [requests[start : start + asked.batch_size] for start in starts]
-    batches = [(part, optimise_targets(model, part, contexts, LAYERS, "down_proj", config)) for part in parts]
+    batches = [(part, targets_of(model, part, contexts, config)) for part in parts]
     setup = {
         "model": "smollm2-135m", "facts": f"counterfact {asked.first}-", "edits": len(requests),
         "batch_size": asked.batch_size, "layers": LAYERS, "steps": config.steps, "lr": config.lr,
