@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 QUICK = ("--steps", "8", "--batch-size", "2", "--on-collapse", "continue")
 MODEL = "smollm2-135m"
 START_SECONDS = 600
+SETTLE = 1500  # milliseconds after a page is drawn until it answers, on a busy machine
 WAIT = 300_000  # milliseconds that a job may take
 
 
@@ -173,6 +174,7 @@ def visit(browser: Browser, server: Server, *, width: int = 1400, dark: bool = F
     )
     page.goto(server.url)
     expect(page.get_by_role("tab", name="Edit", exact=True)).to_be_visible()
+    page.wait_for_timeout(SETTLE)
     yield found
     hosts = {urlsplit(url).netloc for url in found.requests if not url.startswith(("data:", "blob:"))}
     context.close()

@@ -42,7 +42,7 @@ def facts_file(path, facts):
 def test_an_edit_is_written_shown_and_undone(studio):
     studio.fill("sentence", "The capital of France is")
     box = studio.page.locator("#sentence textarea")
-    box.focus()
+    expect(box).to_have_value("The capital of France is")
     box.press("Home")
     for _ in range(len("The capital of ")):
         box.press("ArrowRight")

@@ -16,6 +16,12 @@ from nmke.studio.pages.common import PRIVATE, follow, problem_html, say
 from nmke.studio.service import Studio
 from nmke.types import EditRequest, Neighbor
 
+MARK = """() => {
+  const text = document.querySelector('#sentence textarea');
+  const marked = text.value.substring(text.selectionStart, text.selectionEnd).trim();
+  return marked || document.querySelector('#subject textarea, #subject input').value;
+}"""
+
 
 def build(studio: Studio) -> None:
     """Put the tab's parts on the page."""
@@ -53,10 +59,6 @@ def build(studio: Studio) -> None:
         steps = gr.Number(config.steps, label="Optimisation steps", precision=0, minimum=1, elem_id="steps")
     result = gr.HTML(elem_id="edit-result")
 
-    def mark(chosen: gr.SelectData) -> Any:
-        text = str(chosen.value or "").strip()
-        return text if text else gr.skip()
-
     def check(sentence: str, subject: str) -> tuple[Any, Any, str]:
         try:
             template, found = parse_prompt(sentence, subject or None)
@@ -88,7 +90,8 @@ def build(studio: Studio) -> None:
             return
         yield from follow(job)
 
-    sentence.select(mark, outputs=subject, show_progress="hidden", **PRIVATE)
+    # In the browser: every key makes a new selection, and answers of a server could overtake each other.
+    sentence.select(None, outputs=subject, js=MARK, show_progress="hidden", **PRIVATE)
     propose.click(check, [sentence, subject], [paraphrases, neighbours, result], **PRIVATE)
     fields = [sentence, subject, target, paraphrases, neighbours, method, mask, steps]
     edit.click(write, fields, result, show_progress="hidden", **PRIVATE)
