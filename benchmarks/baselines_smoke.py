@@ -97,11 +97,10 @@ def main() -> None:
             **{**settings, **quick}, batch_size=largest, on_collapse="continue", health_every=0
         )
         found = run(model, facts, base, config)
-        scores = {
-            metric: found["scores"]["metrics"][metric]
+        shown = " ".join(
+            f"{metric[:3]} {found['scores'][metric]:.3f}"
             for metric in ("reliability", "generalization", "locality")
-        }
-        shown = " ".join(f"{metric[:3]} {value['mean']:.3f}" for metric, value in scores.items())
+        )
         print(
             f"{name:28s} {shown}  {found['steps']} steps, {found['seconds_per_edit']:.2f} s/edit", flush=True
         )
