@@ -132,10 +132,11 @@ def health_text(outcome: Outcome) -> str:
 def _selected(detail: dict[str, float] | None) -> tuple[str, str]:
     if detail is None:
         return "", ""
-    kept = _share(int(detail["kept"]), int(detail["d_mlp"]))
     if "edit_entropy" in detail:
-        return f"{kept}, {detail['kept_per_edit']:.0f} for an edit", f"{detail['edit_entropy']:.2f}"
-    return kept, f"{detail['general_entropy']:.2f} / {detail['specific_entropy']:.2f}"
+        return f"{detail['kept']:.0f}, {detail['kept_per_edit']:.0f} an edit", f"{detail['edit_entropy']:.2f}"
+    return _share(
+        int(detail["kept"]), int(detail["d_mlp"])
+    ), f"{detail['general_entropy']:.2f} / {detail['specific_entropy']:.2f}"
 
 
 def _share(part: int, whole: int) -> str:
