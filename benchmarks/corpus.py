@@ -33,7 +33,7 @@ from nmke.stats.store import CorpusSpec, StatsStore
 from record import write_record
 
 LAYERS = (4, 5, 6, 7, 8)
-METHODS = ("alphaedit", "nmke")
+METHODS = {"alphaedit": {}, "nmke, one mask per batch": {"mask_scope": "batch"}}
 TOKENS = (10_000, 30_000, 100_000)
 
 
@@ -70,9 +70,11 @@ def main() -> None:
             start = time.perf_counter()
             gathered = StatsStore().prepare(model, LAYERS, CorpusSpec(source, tokens))
             prepared = time.perf_counter() - start
-            for name in METHODS:
-                method = methods.get(name)
-                config = method.fill(EditConfig.create(method=name, layers=LAYERS))
+            for name, asked_for in METHODS.items():
+                method = methods.get(name.partition(",")[0])
+                config = method.fill(
+                    EditConfig.create(method=name.partition(",")[0], layers=LAYERS, **asked_for)
+                )
                 stats = {i: LayerStats(c.moment) for i, c in gathered.items()}
                 result = compute_updates(
                     model, method, requests, contexts, stats, SolverState(), config, targets=targets

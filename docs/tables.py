@@ -178,6 +178,16 @@ def _masks() -> str:
     return _table(("mask", "neurons", *SCORES, "perplexity"), rows)
 
 
+def _corpus() -> str:
+    """The committed record of two kinds of text for key statistics."""
+    cells: Any = _cells("corpus")
+    rows = [
+        (c["corpus"], f"{c['tokens']:,}", c["method"], *_scored(c["scores"]), f"{c['perplexity']:.2f}")
+        for c in cells
+    ]
+    return _table(("text", "tokens", "method", *SCORES, "perplexity"), rows)
+
+
 def _cells(record: str) -> dict[str, Any]:
     path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{record}.json"
     cells: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -242,5 +252,6 @@ TABLES = {
     "tasks": _tasks,
     "ability": _ability,
     "fifty": _fifty,
+    "corpus": _corpus,
     "masks": _masks,
 }
