@@ -135,8 +135,7 @@ def _tasks() -> str:
 
 def _ability() -> str:
     """The committed record of the unedited models, one column a model."""
-    path = Path(__file__).parents[1] / "benchmarks" / "results" / "general_ability.json"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = _cells("general_ability")
     names = list(dict.fromkeys(task for tasks in cells.values() for task in tasks))
     rows = [
         (

@@ -60,7 +60,7 @@ def test_what_is_added_at_answers_reaches_these_tokens_only(builder):
     seen: list[Tensor] = []
     down.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
     plain = answer_log_probabilities(model, group)
-    with added_to_output({down: lambda x: only_at_answers(group, values, torch.empty(*x.shape[:-1], 32))}):
+    with added_to_output({down: lambda x: only_at_answers(group, values, x)}):
         changed = answer_log_probabilities(model, group)
     assert not torch.allclose(plain, changed)
     before, after = seen[0], seen[0] + only_at_answers(group, values, seen[0])

@@ -7,7 +7,7 @@ import torch
 
 from nmke.config import EditConfig
 from nmke.errors import ConfigError
-from nmke.masking.per_edit import EDIT_RATIO, key_scores, select_per_edit, suits_edit
+from nmke.masking.per_edit import EDIT_RATIO, check_mask, key_scores, select_per_edit, suits_edit
 
 
 def settings(**changes: object) -> EditConfig:
@@ -72,6 +72,4 @@ def test_what_only_a_batch_has_does_not_suit_an_edit(changes):
     assert suits_edit(settings())
     if "attribution" not in changes:
         with pytest.raises(ConfigError, match="a mask per edit is in-solve"):
-            from nmke.masking.per_edit import check_mask
-
             check_mask(settings(**changes))

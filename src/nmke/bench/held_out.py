@@ -7,17 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from nmke.bench.record import HeldOut
+from nmke.evaluation.held_out import read_articles, wikitext_path
 from nmke.evaluation.perplexity import text_windows
 from nmke.evaluation.target_scores import TargetRow
-from nmke.facts import data_path
 from nmke.health import Reading, divergence, heldout_texts, perplexity_of, read
 from nmke.models.load import EditableModel
-from nmke.stats.corpus import read_corpus
 
-WIKITEXT = "text_wikitext2_test.jsonl"
-WINDOW = 512  # tokens
 KL_POSITIONS = 256
-_CHARACTERS = 8  # read per token wanted: more than any tokenizer needs
 
 
 class HeldOutText:
@@ -30,12 +26,10 @@ class HeldOutText:
 
     def __init__(self, model: EditableModel, tokens: int) -> None:
         self._model = model
-        path = data_path(WIKITEXT)
-        texts: Sequence[str] = heldout_texts()
-        if path is not None:
-            texts = read_corpus(str(path), tokens * _CHARACTERS).texts
+        path = wikitext_path()
+        texts: Sequence[str] = heldout_texts() if path is None else read_articles(path)
         self.name = "nmke-heldout" if path is None else "wikitext2-test"
-        self._rows: list[TargetRow] = text_windows(model, texts, WINDOW, tokens)
+        self._rows: list[TargetRow] = text_windows(model, texts, max_tokens=tokens)
         ids = ",".join(str(token) for row in self._rows for token in row.ids)
         self.sha256 = hashlib.sha256(ids.encode()).hexdigest()
         self._base: Reading | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nmke.config import EditConfig
 from nmke.editors.stabilisers import Stabiliser, stabilisers
 
 if TYPE_CHECKING:
@@ -28,19 +29,22 @@ stabilisers.register(
 
 
 def in_both_layers(
-    layers: tuple[int, ...], compute: Callable[[int], BatchResult], writes: ProvisionalWrites
+    config: EditConfig, writes: ProvisionalWrites, compute: Callable[[EditConfig], BatchResult]
 ) -> BatchResult:
     """A batch computed for the first layer, and then for the last one behind it.
 
     Args:
-        layers: The layers asked for.
-        compute: Computes the batch for one layer on the model as it is.
+        config: Settings with the layers asked for.
         writes: Holds the first layer's write while the last one is computed.
+        compute: Computes the batch with settings that name one layer, on the model as it is.
     """
+    assert config.layers is not None
+    ends = (config.layers[0], config.layers[-1])
+    of_first, of_last = (config.model_copy(update={"layers": (layer,)}) for layer in ends)
     with writes:
-        first = compute(layers[0])
+        first = compute(of_first)
         writes.add(first.updates[0])
-        last = compute(layers[-1])
+        last = compute(of_last)
     stages = [*first.seconds, *(stage for stage in last.seconds if stage not in first.seconds)]
     return replace(
         last,

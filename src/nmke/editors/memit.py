@@ -18,6 +18,8 @@ from nmke.editors.solve import solve_positive
 from nmke.stats.covariance import LayerStats
 from nmke.types import Keys, Mask
 
+PUBLISHED = {"covariance_weight": 15_000.0, "l2": 0.0}  # what methods that change only MEMIT's update keep
+
 
 @dataclass(frozen=True)
 class CovarianceSolver:
@@ -50,9 +52,7 @@ class CovarianceSolver:
 
 methods.register(
     "memit",
-    Method(
-        CovarianceSolver(remember=False), defaults={"covariance_weight": 15_000.0, "l2": 0.0}, remembers=False
-    ),
+    Method(CovarianceSolver(remember=False), defaults=PUBLISHED, remembers=False),
     source="arXiv:2210.07229",
     summary="least squares against ordinary keys; earlier edits are not protected",
     needs=(STATISTICS,),

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nmke.attribution.base import wide
 from nmke.editors.memory_layers import deep_layer, ordinary_inputs
 from nmke.editors.method import SIDE_MEMORY, Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
@@ -28,11 +27,11 @@ from nmke.editors.training import (
     answer_rows,
     at_answers,
     fit,
+    inputs_at_answers,
     only_at_answers,
     trainable_type,
 )
 from nmke.models.load import EditableModel
-from nmke.models.tracing import record_inputs
 
 NAME, SHARE, OVERLAP, CLIP = "memoir", 0.28, 0.6, 1.0
 
@@ -69,17 +68,15 @@ def compute(batch: Batch) -> BatchResult:
     with clock.stage("keys"):
         held = _held(batch, layer)
         groups = answer_rows(model, batch.requests)
-        marks = [
-            _marks(model, group, layer, TopHash(held["centre"], held["permutation"])) for group in groups
-        ]
+        hashing = TopHash(held["centre"], held["permutation"])
+        marks = [hashing.masks(inputs_at_answers(model, group, layer).float()) for group in groups]
     memory = held["memory"].to(trainable_type(model)).clone().requires_grad_()  # [d_mlp d_model]
     grids = {id(group): as_grid(own, len(memory)) for group, own in zip(groups, marks, strict=True)}
 
     def around(group: AnswerRows) -> AbstractContextManager[None]:
         def add(seen: Tensor) -> Tensor:
             values = (at_answers(group, seen).to(memory.dtype) * grids[id(group)]) @ memory
-            shape = torch.empty(*seen.shape[:-1], memory.shape[1], device=seen.device)
-            return only_at_answers(group, values, shape)
+            return only_at_answers(group, values, seen)
 
         return added_to_output({module: add})
 
@@ -132,13 +129,6 @@ def _held(batch: Batch, layer: int) -> dict[str, Tensor]:
     }
     tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     return {**tensors, "centre": ordinary_inputs(model, layer).mean(dim=0).float()}
-
-
-@torch.no_grad()
-def _marks(model: EditableModel, group: AnswerRows, layer: int, hashing: TopHash) -> Tensor:
-    with record_inputs({"down": model.layout.layers[layer].down_proj}) as seen:
-        model.model(**model.inputs(group.batch))
-    return hashing.masks(wide(at_answers(group, seen["down"])).float())
 
 
 methods.register(

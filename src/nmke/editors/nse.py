@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from nmke.config import EditConfig
-from nmke.editors.memit import CovarianceSolver
+from nmke.editors.memit import PUBLISHED, CovarianceSolver
 from nmke.editors.memory import KeyMemory
 from nmke.editors.method import STATISTICS, Directions, Method, methods
 from nmke.stats.covariance import LayerStats
@@ -54,7 +54,7 @@ methods.register(
     "nse",
     Method(
         NeuronLevel(),
-        defaults={"covariance_weight": 15_000.0, "l2": 0.0},
+        defaults=PUBLISHED,
         remembers=False,
         targets_on="unedited",
     ),

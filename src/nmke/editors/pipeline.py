@@ -119,36 +119,45 @@ def compute_updates(
     if method.compute is not None:
         return method.compute(Batch(model, requests, contexts, config, progress, side))
     if BLUE in config.stabilisers and len(config.layers) > 1:
-
-        def one_layer(layer: int) -> BatchResult:
-            narrow = config.model_copy(update={"layers": (layer,)})
-            return compute_updates(
-                model, method, requests, contexts, stats, state, narrow, turn, progress, anchors=anchors
-            )
-
-        return in_both_layers(config.layers, one_layer, ProvisionalWrites(model))
+        rest = (model, method, requests, contexts, stats, state)
+        return in_both_layers(
+            config,
+            ProvisionalWrites(model),
+            lambda one: compute_updates(*rest, one, turn, progress, anchors=anchors),
+        )
     layers, clock = config.layers, Stopwatch()
-    site = target_site(model, config, layers)
     requests, owners = with_second_anchors(model, requests)
     with clock.stage("targets"):
-        where = layers if site == "down_proj" else layers[-1:]
-        if targets is None:
-            with _unedited(model) if method.targets_on == "unedited" else nullcontext():
-                targets = optimise_targets(model, requests, contexts, where, site, config, progress)
+        targets = targets or _find_targets(model, method, requests, contexts, config, progress)
         if anchors:
             targets = anchored(targets, mlp_outputs(model, requests, contexts, targets), anchors)
     with clock.stage("attribution"):
         masks, summaries = choose_neurons(model, requests, contexts, config, turn)
     with clock.stage("keys"):
         rows = KeyPass(model, requests, contexts, layers)
-    write = _write_jointly if site == "down_proj" else _write_in_turn
+    write = _write_jointly if target_site(model, config, layers) == "down_proj" else _write_in_turn
+    ids = tuple(request.id for request in requests)
     with progress.task("layers", total=len(layers)) as task, ProvisionalWrites(model) as writes:
-        solve = _Solve(
-            model, method, stats, state, masks, config, tuple(r.id for r in requests), turn, clock, task
-        )
+        solve = _Solve(model, method, stats, state, masks, config, ids, turn, clock, task)
         updates, memory_keys = write(solve, rows, targets, writes)
     masks = {update.layer: update.mask for update in updates if update.mask is not None}
     return BatchResult(tuple(updates), memory_keys, targets, masks, owners, summaries, clock.seconds)
+
+
+def _find_targets(
+    model: EditableModel,
+    method: Method,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    config: EditConfig,
+    progress: Progress,
+) -> Targets:
+    """Target values, found on the weights that the method asks for."""
+    assert config.layers is not None
+    site = target_site(model, config, config.layers)
+    where = config.layers if site == "down_proj" else config.layers[-1:]
+    with _unedited(model) if method.targets_on == "unedited" else nullcontext():
+        return optimise_targets(model, requests, contexts, where, site, config, progress)
 
 
 def choose_neurons(

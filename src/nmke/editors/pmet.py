@@ -8,14 +8,14 @@ here the target values are those of every method. w0 = 15000 as MEMIT's.
 
 from __future__ import annotations
 
-from nmke.editors.memit import CovarianceSolver
+from nmke.editors.memit import PUBLISHED, CovarianceSolver
 from nmke.editors.method import STATISTICS, Method, methods
 
 methods.register(
     "pmet",
     Method(
         CovarianceSolver(remember=False),
-        defaults={"covariance_weight": 15_000.0, "l2": 0.0},
+        defaults=PUBLISHED,
         remembers=False,
         share="root",
     ),

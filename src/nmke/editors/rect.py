@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nmke.editors.memit import CovarianceSolver
+from nmke.editors.memit import PUBLISHED, CovarianceSolver
 from nmke.editors.method import STATISTICS, Method, methods
 from nmke.editors.stabilisers import Stabiliser, Weights, dense_update, stabilisers
 from nmke.types import LayerUpdate
@@ -50,7 +50,7 @@ methods.register(
     "rect",
     Method(
         CovarianceSolver(remember=False),
-        defaults={"covariance_weight": 15_000.0, "l2": 0.0},
+        defaults=PUBLISHED,
         remembers=False,
         stabilisers=("rect",),
     ),

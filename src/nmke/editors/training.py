@@ -192,10 +192,19 @@ def at_answers(rows: AnswerRows, tensor: Tensor) -> Tensor:
     return in_rows(tensor, len(rows.edits))[rows.rows, rows.columns]
 
 
-def only_at_answers(rows: AnswerRows, values: Float[Tensor, "reads width"], like: Tensor) -> Tensor:
-    """A tensor of a module's shape that holds `values` where answer tokens are predicted and zeros elsewhere."""
-    grid = torch.zeros_like(in_rows(like, len(rows.edits)), dtype=values.dtype)
-    return grid.index_put((rows.rows, rows.columns), values).reshape(like.shape)
+def only_at_answers(rows: AnswerRows, values: Float[Tensor, "reads width"], seen: Tensor) -> Tensor:
+    """What a module that saw `seen` is to add: `values` where answer tokens are predicted, zeros elsewhere."""
+    tokens = in_rows(seen, len(rows.edits)).shape[:-1]
+    grid = torch.zeros(*tokens, values.shape[1], dtype=values.dtype, device=seen.device)
+    return grid.index_put((rows.rows, rows.columns), values).reshape(*seen.shape[:-1], -1)
+
+
+@torch.no_grad()
+def inputs_at_answers(model: EditableModel, rows: AnswerRows, layer: int) -> Float[Tensor, "reads d_mlp"]:
+    """What the layer's down-projection receives where the answer tokens are predicted, float32 or wider."""
+    with record_inputs({"down": model.layout.layers[layer].down_proj}) as seen:
+        model.model(**model.inputs(rows.batch))
+    return wide(at_answers(rows, seen["down"]))
 
 
 def trainable_type(model: EditableModel) -> torch.dtype:

@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.attribution.base import wide
 from nmke.editors.memory_layers import deep_layer, ordinary_inputs
 from nmke.editors.method import SIDE_MEMORY, Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
@@ -31,11 +30,11 @@ from nmke.editors.training import (
     answer_rows,
     at_answers,
     fit,
+    inputs_at_answers,
     only_at_answers,
     trainable_type,
 )
 from nmke.models.load import EditableModel
-from nmke.models.tracing import record_inputs
 from nmke.models.weights import DownProjection
 
 NAME = "wise"
@@ -69,7 +68,7 @@ def compute(batch: Batch) -> BatchResult:
     projection = DownProjection(model.layout.layers[layer].down_proj)
     with clock.stage("keys"):
         groups = answer_rows(model, batch.requests)
-        edited = torch.cat([_inputs(model, group, layer) for group in groups])
+        edited = torch.cat([inputs_at_answers(model, group, layer) for group in groups])
         other = ordinary_inputs(model, layer)
         unit = float((other @ projection.read().to(other).T).norm(dim=1).mean())
     start, turn, threshold = _start(batch, projection)
@@ -82,9 +81,7 @@ def compute(batch: Batch) -> BatchResult:
     def around(group: AnswerRows) -> AbstractContextManager[None]:
         def add(seen: Tensor) -> Tensor:
             values = at_answers(group, seen).to(start.dtype) @ side().T
-            return only_at_answers(
-                group, values, torch.empty(*seen.shape[:-1], len(start), device=seen.device)
-            )
+            return only_at_answers(group, values, seen)
 
         return added_to_output({model.layout.layers[layer].down_proj: add})
 
@@ -135,13 +132,6 @@ def _start(batch: Batch, projection: DownProjection) -> tuple[Tensor, int, float
 def _random_part(like: Tensor, seed: int, share: float = 0.2) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(like.shape, generator=generator) < share).to(like)
-
-
-@torch.no_grad()
-def _inputs(model: EditableModel, group: AnswerRows, layer: int) -> Tensor:
-    with record_inputs({"down": model.layout.layers[layer].down_proj}) as seen:
-        model.model(**model.inputs(group.batch))
-    return wide(at_answers(group, seen["down"]))
 
 
 methods.register(

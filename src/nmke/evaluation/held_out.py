@@ -55,7 +55,7 @@ def wikitext(
         RequestError: If the text is not on this machine.
         NumericsError: If the model gives losses that are not finite.
     """
-    path = next((found for name in FILES if (found := data_path(name)) is not None), None)
+    path = wikitext_path()
     if path is None:
         raise missing("task", "wikitext", FILES)
     begun = time.perf_counter()
@@ -72,6 +72,11 @@ def wikitext(
     return AbilityScores(
         "wikitext", TITLE, VERSION, metrics, values, len(chosen), file_sha256(path), None, seconds
     )
+
+
+def wikitext_path() -> Path | None:
+    """Where the text is, None if it is not on this machine."""
+    return next((found for name in FILES if (found := data_path(name)) is not None), None)
 
 
 def read_articles(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ from nmke.export.card import LOAD_HEADING, MANIFEST
 from nmke.export.delta import SCHEMA, TOLERANCE, apply_delta, read_delta
 from nmke.export.hf import load_line, write_model
 from nmke.models.cache import weights_fingerprint
-from nmke.models.load import load_model
+from nmke.models.load import EditableModel, load_model
 from nmke.run_folder import RunFolder
 from nmke.session import versions
 
@@ -43,16 +43,7 @@ def apply_to_folder(
     with new_folder(path, force=force) as building:
         model = apply_delta(delta_path, base, device=device, revision=revision)
         write_model(model, building)
-        reloaded = load_model(str(building), dtype=delta.base_dtype, device=str(model.device))
-        if weights_fingerprint(reloaded.model) != weights_fingerprint(model.model):
-            raise ExportError(
-                "the folder, loaded back, has other weights; nothing is left there: report the model's architecture"
-            )
-        worst = largest_difference(model, reloaded, CHECK_PROMPTS)
-        if not worst <= TOLERANCE:
-            raise ExportError(
-                f"the folder, loaded back, gives logits that differ by {worst:.2g}; report this"
-            )
+        worst = _loaded_back(building, model, delta.base_dtype)
         content = {
             "schema": "nmke.export/1",
             "format": "hf",
@@ -74,6 +65,23 @@ def apply_to_folder(
         load_line(str(path)),
         (f"content hash {delta.content_hash[:12]}, as the delta promises",),
     )
+
+
+def _loaded_back(folder: Path, model: EditableModel, dtype: str) -> float:
+    """Load the folder, compare every weight, and return the largest difference of logits.
+
+    Raises:
+        ExportError: If weights or logits are not the model's.
+    """
+    reloaded = load_model(str(folder), dtype=dtype, device=str(model.device))
+    if weights_fingerprint(reloaded.model) != weights_fingerprint(model.model):
+        raise ExportError(
+            "the folder, loaded back, has other weights; nothing is left there: report the model's architecture"
+        )
+    worst = largest_difference(model, reloaded, CHECK_PROMPTS)
+    if not worst <= TOLERANCE:
+        raise ExportError(f"the folder, loaded back, gives logits that differ by {worst:.2g}; report this")
+    return worst
 
 
 def _card(delta_file: Path, base: str, path: Path) -> str:

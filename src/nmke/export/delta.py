@@ -88,15 +88,7 @@ def export_delta(session: EditSession, path: Path, *, force: bool = False) -> Ex
     changed = changes(session)
     base = session.folder.base
     with new_folder(path, force=force) as building:
-        metadata = {
-            "schema": SCHEMA,
-            "base_fingerprint": base.fingerprint,
-            "base_source": base.source,
-            "base_dtype": base.dtype,
-            "base_sha256": json.dumps({c.name: _sha256(c.base) for c in changed}),
-            "content_hash": session.content_hash,
-        }
-        save_file(_tensors(changed), building / FILE, metadata=metadata)
+        save_file(_tensors(changed), building / FILE, metadata=_metadata(session, changed))
         write_card(session, building, "delta", load=_load_line(path.name, base.source))
         with session.base():
             _write(read_delta(building), session.model)
@@ -241,6 +233,18 @@ def _within(index: Tensor, d_mlp: int) -> bool:
     if index.dtype != torch.int32 or index.ndim != 1 or len(index) == 0:
         return False
     return bool(index[0] >= 0 and index[-1] < d_mlp and (index[1:] > index[:-1]).all())
+
+
+def _metadata(session: EditSession, changed: Sequence[Change]) -> dict[str, str]:
+    base = session.folder.base
+    return {
+        "schema": SCHEMA,
+        "base_fingerprint": base.fingerprint,
+        "base_source": base.source,
+        "base_dtype": base.dtype,
+        "base_sha256": json.dumps({change.name: _sha256(change.base) for change in changed}),
+        "content_hash": session.content_hash,
+    }
 
 
 def _tensors(changed: Sequence[Change]) -> dict[str, Tensor]:

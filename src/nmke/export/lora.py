@@ -97,14 +97,8 @@ def export_lora(
     if rank is not None and rank < 1:
         raise ConfigError(f"rank {rank} asked; a LoRA adapter has rank 1 or more")
     check_exportable(session)
-    changed = changes(session)
-    if not changed:
-        raise ExportError(
-            "the run changes nothing, so there is no adapter to write; use the base model as it is"
-        )
+    spectra = _spectra(session)
     said = _Said.by(session)
-    roundings = max(1, len(session.ledger.active()))
-    spectra = [_spectrum(change, roundings) for change in changed]
     fitting = next((r for r in VLLM_RANKS if all(s.fits(r) for s in spectra)), VLLM_RANKS[-1])
     chosen = rank or fitting
     worst_layer = max(spectra, key=lambda s: s.residual(chosen))
@@ -154,6 +148,21 @@ class _Said:
         with session.base():
             effect = logits_apart(last_logits(session.model, prompts), logits)
         return cls(prompts, logits, effect, Answers.by(session))
+
+
+def _spectra(session: EditSession) -> list[_Spectrum]:
+    """One spectrum per changed tensor.
+
+    Raises:
+        ExportError: If nothing is changed.
+    """
+    changed = changes(session)
+    if not changed:
+        raise ExportError(
+            "the run changes nothing, so there is no adapter to write; use the base model as it is"
+        )
+    roundings = max(1, len(session.ledger.active()))
+    return [_spectrum(change, roundings) for change in changed]
 
 
 def _spectrum(change: Change, roundings: int) -> _Spectrum:

@@ -179,6 +179,19 @@ def test_likelihoods_agree_with_the_harness_own_wrapper(add_bos: bool) -> None:
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
 
 
+def test_whole_texts_are_scored_as_by_the_harness_own_wrapper() -> None:
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    tokenizer = tiny_tokenizer(add_bos=True)
+    model = EditableModel.wrap(tiny_llama(len(tokenizer)), tokenizer)
+    own = huggingface.HFLM(  # it puts BOS in front itself, and would count a second one
+        pretrained=model.model, tokenizer=tiny_tokenizer(add_bos=True), add_bos_token=False, max_length=512
+    )
+    requests = [SimpleNamespace(args=(text,)) for text in PASSAGES]
+    assert lm.HarnessModel(model).loglikelihood_rolling(requests) == pytest.approx(
+        own.loglikelihood_rolling(requests, disable_tqdm=True), abs=1e-3
+    )
+
+
 def test_long_prompts_lose_their_beginning(model: EditableModel) -> None:
     long = "old harbour " * 400
     context, answer = lm.HarnessModel(model)._tokens(long, " Rome")

@@ -12,6 +12,7 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
+from nmke.evaluation.perplexity import text_windows
 from nmke.evaluation.target_scores import TOKEN_BUDGET, TargetRow, next_token_scores, score_rows
 from nmke.models.generate import Decoding, continue_prompts
 from nmke.models.load import EditableModel
@@ -62,10 +63,12 @@ class HarnessModel(LM):
         return continue_prompts(self.model, prompts, decoding)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-        """Not used: perplexity of plain text is measured by `nmke.evaluation.held_out`."""
-        raise NotImplementedError(
-            "no task of ours asks for rolling log-likelihoods; see nmke.evaluation.held_out"
-        )
+        """Log-probability of whole texts, in windows as for `nmke.evaluation.perplexity`."""
+        found = []
+        for request in requests:
+            rows = text_windows(self.model, [request.args[0]])
+            found.append(sum(hit.log_prob for hit in score_rows(self.model, rows, self.token_budget)))
+        return found
 
     def _tokens(self, context: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of prompt and answer; a prompt too long for the model loses its beginning."""
