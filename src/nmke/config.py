@@ -63,6 +63,11 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
 
     l2: NonNegativeFloat | None = Field(None, description="Ridge λ of the solve.")
     covariance_weight: PositiveFloat | None = Field(None, description="Weight w0 of ordinary keys.")
+    covariance_rank: PositiveInt | None = Field(
+        None,
+        description="Directions of ordinary keys that a mask per edit keeps one by one, the others share their mean: "
+        "bounds memory in large layers; None: all.",
+    )
     residual_ridge: NonNegativeFloat = Field(
         0.1,
         description="ε of the combination that mask_scope 'edit' meets residuals with: 1 is least squares, 0 exact.",

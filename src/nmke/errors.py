@@ -64,6 +64,10 @@ class VerifyError(LedgerError):
     exit_code = 7
 
 
+class RankError(NmkeError):
+    """A process that shares the work is gone, does not answer, or holds other weights."""
+
+
 class ExportError(NmkeError):
     """An export could not be written or does not reproduce the session's logits."""
 

@@ -36,3 +36,4 @@ class _Quiet:
 
 
 quiet: Progress = _Quiet()
+silent: Task = _Quiet()

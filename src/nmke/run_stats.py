@@ -10,8 +10,9 @@ from nmke.editors.norm_anchor import NORM_ANCHOR, pilot_norms
 from nmke.editors.pipeline import target_site
 from nmke.models.load import EditableModel
 from nmke.progress import Progress
-from nmke.stats.covariance import LayerStats
+from nmke.stats.covariance import LARGEST_EXACT, KeyCovariance, LayerStats
 from nmke.stats.store import CorpusSpec, StatsStore
+from nmke.types import Gram
 
 
 class RunStats:
@@ -41,9 +42,22 @@ class RunStats:
             with self._base():
                 gathered = self._store.prepare(self._model, missing, spec, progress)
             for layer, covariance in gathered.items():
-                moment = covariance.moment.to(self._model.device)
-                self._loaded[keys[layer]] = LayerStats(moment, rule, value)
+                held = self._held(layer, covariance, spec)
+                self._loaded[keys[layer]] = LayerStats(held, rule, value)
         return {layer: self._loaded[key] for layer, key in keys.items()}
+
+    def _held(self, layer: int, covariance: KeyCovariance, spec: CorpusSpec) -> Gram | Callable[[], Gram]:
+        """The layer's moment, or for a large one how to read it from the cache."""
+        if len(covariance.total) <= LARGEST_EXACT:
+            return covariance.moment.to(self._model.device)
+        key = self._store.keys_for(self._model, [layer], spec)[layer]
+
+        def read() -> Gram:
+            found = self._store.load(key)
+            assert found is not None
+            return found.moment.to(self._model.device)
+
+        return read
 
     def anchors(
         self, config: EditConfig, contexts: Sequence[str], progress: Progress

@@ -211,6 +211,16 @@ def test_scores_equal_one_evaluation_per_prompt_and_neuron(subject, name, scale,
         torch.testing.assert_close(scores, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["lps", "psa"])
+def test_the_fused_path_gives_the_same_scores(subject, name, monkeypatch):
+    readout = read(subject)
+    chunked = [neuron_scores.get(name)(readout, layer, 30.0) for layer in (0, 1)]
+    monkeypatch.setattr(log_prob, "runs_fused", lambda tensor: True)
+    for layer, expected in enumerate(chunked):
+        scores = neuron_scores.get(name)(readout, layer, 30.0)
+        torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
 def test_probabilities_are_clamped_where_the_write_is_huge(subject):
     scores = neuron_scores.get("lps")(read(subject), 1, 1e5)
     expected = literal_scores(subject, 1, "log", 1e5, probed(subject))

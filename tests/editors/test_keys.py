@@ -9,6 +9,8 @@ from tests.exact import exact
 from torch import Tensor
 
 from nmke.editors.keys import KeyPass, _average_weights
+from nmke.editors.rows import prompt_rows
+from nmke.models.key_pass import SharedPass, WholePass
 from nmke.models.load import EditableModel
 from nmke.models.weights import DownProjection
 from nmke.types import EditRequest
@@ -104,7 +106,7 @@ def assert_same(found, expected) -> None:
 def test_keys_equal_those_of_single_forwards(model, replayable):
     model.replayable = None if replayable else False
     rows = KeyPass(model, REQUESTS, CONTEXTS, LAYERS)
-    assert (rows._replay is not None) is replayable
+    assert isinstance(rows._pass, SharedPass if replayable else WholePass)
     assert_same(rows.collect(), literal(model, CONTEXTS, {}))
 
 
@@ -146,6 +148,35 @@ def test_only_layers_behind_the_changed_one_are_read_again(gpt2_exact, replayabl
         assert set(keys) == {i for i in LAYERS if i >= layer}
         assert_same(({**first[0], **keys}, current), literal(gpt2_exact, CONTEXTS, {}))
         first = ({**first[0], **keys}, current)
+
+
+def test_contexts_are_run_once_and_no_layer_before_the_changed_one_again(gpt2_exact):
+    contexts = ("", "The train had left the city. ", "I was late and therefore walked. ")
+    seen: list[tuple[int, int]] = []
+    handles = [
+        parts.block.register_forward_hook(
+            lambda _m, args, _out, layer=layer: seen.append((layer, args[0].shape[0] * args[0].shape[1]))
+        )
+        for layer, parts in enumerate(gpt2_exact.layout.layers)
+    ]
+    gpt2_exact.replayable = True
+    rows = KeyPass(gpt2_exact, REQUESTS, contexts, LAYERS)
+    rows.collect()
+    assert sorted({layer for layer, _ in seen}) == [0, 1, 2]  # nothing behind the last edited layer
+    assert all(sum(layer == each for each, _ in seen) == 2 for layer in (0, 1, 2))  # beginnings, then the rest
+    tokens = sum(size for layer, size in seen if layer == 0)
+    whole = WholePass(gpt2_exact, rows_of(gpt2_exact, contexts), LAYERS)._batch.input_ids
+    assert tokens < 0.75 * whole.numel()
+    seen.clear()
+    rows.collect(changed=2)
+    assert {layer for layer, _ in seen} == {2}
+    for handle in handles:
+        handle.remove()
+
+
+def rows_of(model: EditableModel, contexts: tuple[str, ...]) -> list[tuple[int, ...]]:
+    found = [row for request in REQUESTS for row in prompt_rows(model, request, contexts)]
+    return [row.ids[: row.anchor + 1] for row in found]
 
 
 def test_single_layer_and_single_context(gpt2_exact):

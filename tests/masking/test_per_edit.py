@@ -57,8 +57,8 @@ def test_no_mask_keeps_everything():
 def test_key_scores_by_hand():
     keys = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     directions = torch.tensor([[-0.5, 0.25]], dtype=torch.float64)
-    moment = torch.diag(torch.tensor([0.5, 8.0], dtype=torch.float64))
-    found = {entry.name: entry.value(keys, directions, moment).tolist() for entry in key_scores}
+    mean_squares = torch.tensor([0.5, 8.0], dtype=torch.float64)
+    found = {entry.name: entry.value(keys, directions, mean_squares).tolist() for entry in key_scores}
     assert found == {"write": [[0.5, 0.25]], "energy": [[2.0, 0.5]], "mpc": [[1.0, 2.0]]}
 
 

@@ -6,7 +6,8 @@ state; x is the residual stream after attention and before the MLP. PSA is the s
 Differs: since the norm is frozen, logits are linear in the perturbation: f(x) + a·c_i·s·g_i with
 g_i = (w_norm ⊙ v_i) Uᵀ the same for every prompt. So one product [neurons, d_model] x [d_model, d_vocab]
 serves all prompts, and each score is one log-sum-exp over the vocabulary; [prompts, neurons, d_vocab] never
-exists. The released code makes that product per prompt.
+exists. The released code makes that product per prompt. On CUDA product and log-sum-exp are one kernel
+(`nmke.attribution.fused`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.attribution.base import Readout, neuron_scores
+from nmke.attribution.fused import log_totals, runs_fused
 from nmke.attribution.logits import raw_logits
 from nmke.models.norms import FrozenNorm
 from nmke.models.weights import DownProjection, written_matrix
@@ -48,9 +50,14 @@ class ProbabilityIncrease:
         base = raw_logits(layout, norm.apply(readout.middles[layer], statistic, mean))
         write = readout.writes[layer]
         steps = amplification * readout.coefficients[layer] * statistic * write.factors[:, None]
-        slopes = _slopes(readout, layer, norm.weight.to(base) * write.weight)
-        shifted = _capped if layout.logit_map.softcap is not None else _linear
-        after = torch.cat([shifted(readout, base, slope, steps[:, at]) for slope, at in slopes], dim=1)
+        weight = norm.weight.to(base) * write.weight
+        capped = layout.logit_map.softcap is not None
+        if not capped and runs_fused(written_matrix(layout.unembedding)):
+            after = _fused(readout, layer, weight, base, steps)
+        else:
+            shifted = _capped if capped else _linear
+            slopes = _slopes(readout, layer, weight)
+            after = torch.cat([shifted(readout, base, slope, steps[:, at]) for slope, at in slopes], dim=1)
         logits = layout.logit_map.apply(base)
         before = torch.log_softmax(logits, dim=1).gather(1, readout.targets[:, None])
         before, after = _clamped(before), _clamped(after)
@@ -86,6 +93,19 @@ def _linear(readout: Readout, base: Tensor, slope: Tensor, steps: Tensor) -> Flo
     if bool(left.any()):
         log_total[:, left] = _by_exponential(probabilities, slope[left], steps[:, left])
     target = slope[:, readout.targets].T * steps
+    return log_p.gather(1, readout.targets[:, None]) + target - log_total
+
+
+def _fused(
+    readout: Readout, layer: int, weight: Tensor, base: Tensor, steps: Tensor
+) -> Float[Tensor, "prompts d_mlp"]:
+    """The same for all neurons at once, by `log_totals`."""
+    layout = readout.layout
+    unembedding = written_matrix(layout.unembedding)
+    log_p, steps = torch.log_softmax(base * layout.logit_map.scale, dim=1), steps * layout.logit_map.scale
+    rows = DownProjection(layout.layers[layer].down_proj).read().T.to(weight) * weight
+    target = (unembedding[readout.targets].to(rows) @ rows.T) * steps
+    log_total = log_totals(log_p, rows.to(unembedding.dtype), unembedding, steps)
     return log_p.gather(1, readout.targets[:, None]) + target - log_total
 
 

@@ -38,6 +38,7 @@ from nmke.cli import (
     verify,
 )
 from nmke.cli.console import note, printable, stderr
+from nmke.cli.ranks import among_ranks
 from nmke.errors import NmkeError
 
 INTERRUPTED = 130
@@ -126,7 +127,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     with _quiet_third_parties():
         try:
-            code = app(words, prog_name="nmke", standalone_mode=False)
+            with among_ranks() as follows:
+                code = 0 if follows else app(words, prog_name="nmke", standalone_mode=False)
         except BaseException as error:
             if trace:
                 traceback.print_exc()

@@ -60,11 +60,12 @@ def _reduced(keys: Tensor, moment: Tensor, projector: NullSpaceProjector, l2: fl
 
 
 def null_basis(projector: NullSpaceProjector) -> Tensor:
-    """Orthonormal columns that span the null space, [d_mlp, kept]."""
+    """Orthonormal columns that span the null space, [d_mlp, kept], float64."""
+    basis = projector.basis.double()
     if not projector.complement:
-        return projector.basis
-    size, rank = projector.basis.shape
-    full, _ = torch.linalg.qr(projector.basis, mode="complete")
+        return basis
+    size, rank = basis.shape
+    full, _ = torch.linalg.qr(basis, mode="complete")
     return full[:, rank:size]
 
 

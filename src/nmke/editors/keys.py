@@ -1,7 +1,8 @@
 """Keys and current values at the subject's last token, for a whole batch of requests.
 
-The forward pass up to the first edited layer is made once per batch; after each layer's write only the
-edited layers run again, and one run serves keys and current values.
+The forward pass up to the first edited layer is made once per batch and goes straight on to the first reading of
+keys; after each layer's write only the edited layers behind it run again, and one run serves keys and current
+values. What the rows have in common at their beginning, the contexts, is run once and not once per edit.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from nmke.editors.rows import prompt_rows
 from nmke.models.load import EditableModel
-from nmke.models.replay import BlockReplay, in_rows, replay_is_exact
-from nmke.models.tokens import pad_batch
-from nmke.models.tracing import record_inputs, record_outputs, replace_output, stop_after
+from nmke.models.key_pass import SharedPass, WholePass
+from nmke.models.replay import in_rows, replay_is_exact
+from nmke.models.tracing import record_inputs, record_outputs, replace_output
 from nmke.types import EditRequest, Keys
 
 
@@ -43,10 +44,7 @@ class KeyPass:
     ) -> None:
         self.model, self.layers = model, tuple(layers)
         found = [prompt_rows(model, request, contexts) for request in requests]
-        ids = [list(row.ids[: row.anchor + 1]) for rows in found for row in rows]
-        self._batch = pad_batch(ids, model.encoder.pad_id, device=model.device)
-        self._rows = torch.arange(len(ids), device=model.device)
-        self._columns = torch.tensor([len(row) - 1 for row in ids], device=model.device)
+        ids = [row.ids[: row.anchor + 1] for rows in found for row in rows]
         weights = _average_weights([[row.bare for row in rows] for rows in found])
         self._weights = weights.to(model.device)
         starts = torch.tensor([0, *(len(rows) for rows in found)]).cumsum(0)[:-1]
@@ -55,11 +53,10 @@ class KeyPass:
             torch.arange(len(found)), torch.tensor([len(rows) for rows in found])
         ).to(model.device)
         self.gaps: dict[int, Keys] = {}
-        self._replay: BlockReplay | None = None
-        self._hidden: dict[int, Tensor] = {}
-        if replay_is_exact(model):
-            self._replay = BlockReplay.record(model, model.inputs(self._batch), layers[0], layers[-1])
-            self._hidden = {layers[0]: self._replay.hidden}
+        self._pass: SharedPass | WholePass = (
+            SharedPass(model, ids, self.layers) if replay_is_exact(model) else WholePass(model, ids, self.layers)
+        )
+        self._rows, self._columns = torch.arange(len(ids), device=model.device), self._pass.columns
 
     @torch.no_grad()
     def collect(
@@ -80,29 +77,18 @@ class KeyPass:
         start = self.layers[0] if changed is None else changed
         modules = {i: layers[i].down_proj for i in self.layers if i >= start}
         last = layers[self.layers[-1]].block
+        self._pass.prepare(start)
         with ExitStack() as stack:
             inputs = stack.enter_context(record_inputs(modules))
             outputs = stack.enter_context(record_outputs({"last": last}, clone=True))
             for i, delta in (deltas or {}).items():
                 stack.enter_context(replace_output(modules[i], self._adder(delta)))
-            if self._replay is not None:
-                self._run_from(start)
-            else:
-                stack.enter_context(stop_after(last))
-                self.model.model(**self.model.inputs(self._batch))
+            self._pass.run(start)
         count = len(self._rows)
         seen = {i: in_rows(inputs[i], count)[self._rows, self._columns].double() for i in modules}
         keys = {i: self._weights @ each for i, each in seen.items()}
         self.gaps |= {i: each[self._reference] - keys[i] for i, each in seen.items()}
         return keys, outputs["last"][self._rows, self._columns][self._reference].double()
-
-    def _run_from(self, start: int) -> None:
-        """Run the blocks from `start` to the last edited one, keeping what each of them receives."""
-        assert self._replay is not None
-        hidden = self._hidden[start]
-        for layer in range(start, self.layers[-1] + 1):
-            self._hidden[layer] = hidden
-            hidden = self._replay.run_block(layer, hidden)
 
     def _adder(self, delta: Tensor):  # type: ignore[no-untyped-def]  # a closure over the rows
         def change(out: Tensor) -> Tensor:

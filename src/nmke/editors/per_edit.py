@@ -13,6 +13,8 @@ import torch
 from nmke.config import EditConfig
 from nmke.editors.memory import KeyMemory
 from nmke.editors.method import Directions
+from nmke.editors.ordinary import CURE as NO_SOLUTION
+from nmke.editors.ordinary import ordinary_system
 from nmke.editors.solve import LARGEST_CONDITION, solve_positive
 from nmke.errors import NumericsError
 from nmke.masking.per_edit import key_scores, select_per_edit
@@ -38,7 +40,7 @@ def per_edit_directions(
         NumericsError: If a system is not finite or ill-conditioned.
     """
     directions = write_directions(keys, stats, memory, config)
-    scores = key_scores.get(config.attribution)(keys, directions, stats.moment)
+    scores = key_scores.get(config.attribution)(keys, directions, stats.mean_squares)
     masks = select_per_edit(scores, config, seed)
     found = meet_residuals(directions * masks.keep, keys, config.residual_ridge)
     if config.mask == "none":
@@ -47,12 +49,13 @@ def per_edit_directions(
 
 
 def write_directions(keys: Keys, stats: LayerStats, memory: KeyMemory, config: EditConfig) -> Directions:
-    """(w0·C0 + Cp + λI)⁻¹ k of every key, as rows [edits, d_mlp]."""
+    """(w0·C0 + Cp + λI)⁻¹ k of every key, as rows [edits, d_mlp]; see `nmke.editors.ordinary`."""
+    if memory.gram is None:
+        return ordinary_system(stats, config).solve(keys, memory.rows)
     assert config.covariance_weight is not None and config.l2 is not None
     system = config.covariance_weight * stats.moment.to(keys) + memory.moment().to(keys)
     system.diagonal().add_(config.l2)
-    cure = "raise `l2` or collect more tokens with `nmke prepare`"
-    return solve_positive(system, keys.T, what="w0·C0 + Cp + λI", cure=cure).T
+    return solve_positive(system, keys.T, what="w0·C0 + Cp + λI", cure=NO_SOLUTION).T
 
 
 def meet_residuals(directions: Directions, keys: Keys, ridge: float) -> Directions:

@@ -25,13 +25,14 @@ from nmke.editors.method import Batch, Directions, Method
 from nmke.editors.norm_anchor import anchored, mlp_outputs
 from nmke.editors.per_edit import per_edit_directions
 from nmke.editors.rows import with_second_anchors
-from nmke.editors.scored_prompts import scored_prompts
+from nmke.editors.scored_prompts import ScoredPrompts, scored_prompts
 from nmke.editors.side import SideMemory
 from nmke.editors.stabilisers import filtered, in_force, weighed
 from nmke.editors.targets import Targets, optimise_targets
 from nmke.errors import NumericsError
 from nmke.masking.select import select_neurons
 from nmke.models.load import EditableModel
+from nmke.models.ranks import shared_out
 from nmke.models.replay import Site
 from nmke.models.weights import DownProjection, swapped_in
 from nmke.progress import Progress, Task, quiet
@@ -182,17 +183,24 @@ def choose_neurons(
     assert config.layers is not None
     if config.mask == "none" or config.mask_scope == "edit":  # a mask per edit is chosen where it is solved
         return {}, {}
-    score = neuron_scores.get(config.attribution)
     prompts = scored_prompts(model, requests, contexts, config.attribution_token, config.attribution_target)
+    found = list(shared_out(model, _choose_in_layers, config.layers, prompts, config, turn))
+    masks = {layer: mask for layer, (mask, _) in zip(config.layers, found, strict=True)}
+    return masks, {layer: summary for layer, (_, summary) in zip(config.layers, found, strict=True)}
+
+
+def _choose_in_layers(
+    model: EditableModel, layers: Sequence[int], prompts: ScoredPrompts, config: EditConfig, turn: int
+) -> Iterator[tuple[NeuronMask, dict[str, float]]]:
+    """Mask and summary of one layer after another, read in the forward passes that serve all layers."""
+    assert config.layers is not None
+    score = neuron_scores.get(config.attribution)
     readout = prompts.read(model, config.layers)
-    masks: dict[int, NeuronMask] = {}
-    summaries: dict[int, dict[str, float]] = {}
-    for layer in config.layers:
+    for layer in layers:
         scores = score(readout, layer, config.amplification)
-        masks[layer] = select_neurons(scores, config, seed=mask_seed(config, turn, layer))
         positive = float((scores > 0).float().mean())
-        summaries[layer] = {"mean": float(scores.mean()), "max": float(scores.max()), "positive": positive}
-    return masks, summaries
+        summary = {"mean": float(scores.mean()), "max": float(scores.max()), "positive": positive}
+        yield select_neurons(scores, config, seed=mask_seed(config, turn, layer)), summary
 
 
 def _write_in_turn(

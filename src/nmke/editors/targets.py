@@ -16,7 +16,7 @@ also where a norm stands between the MLP and the residual stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +31,10 @@ from nmke.models.half_products import half_product_layout
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
 from nmke.models.prefix import AnchoredRows
+from nmke.models.ranks import shared_out
 from nmke.models.replay import Replay, Site, first_replayed, open_replay
 from nmke.models.tokens import length_buckets
-from nmke.progress import Progress, Task, quiet
+from nmke.progress import Progress, Task, quiet, silent
 from nmke.types import EditRequest
 
 COMPACT_BELOW = 0.8  # rows are dropped from the batch once fewer than this share is still being optimised
@@ -130,27 +131,63 @@ def optimise_targets(
         RequestError: If a prompt does not fit the model.
     """
     rows = [edit_rows(model, request, contexts) for request in requests]
-    layout = half_product_layout(model, config.products, first_replayed(layers, site))
     groups = length_buckets([len(r.ids) * r.tail for r in rows], config.token_budget)
-    found: dict[int, _Edit] = {}
+    named = [[(index, rows[index], requests[index].id) for index in group] for group in groups]
+    found: dict[int, Optimised] = {}
     with progress.task("target values", total=len(requests)) as task:
-        for group in groups:
-            edits = [_Edit(index, rows[index], requests[index].id) for index in group]
-            _optimise_group(model, edits, layers, site, config, task, layout)
-            found.update({edit.index: edit for edit in edits})
+        for group in shared_out(model, _optimise_groups, named, tuple(layers), site, config, task=task):
+            found.update({each.index: each for each in group})
+            mean = sum(each.probability for each in group) / len(group)
+            task.advance(len(group), f"p = {mean:.2f}")
     done = [found[index] for index in range(len(requests))]
     return Targets(
         site,
         tuple(layers),
-        {layer: torch.stack([e.delta[s] for e in done]).detach() for s, layer in enumerate(layers)},
-        {
-            layer: torch.stack([(e.start + e.delta)[s] for e in done]).detach()
-            for s, layer in enumerate(layers)
-        },
+        {layer: torch.stack([e.delta[s] for e in done]) for s, layer in enumerate(layers)},
+        {layer: torch.stack([(e.start + e.delta)[s] for e in done]) for s, layer in enumerate(layers)},
         tuple(e.loss for e in done),
         tuple(e.probability for e in done),
         tuple(e.steps for e in done),
     )
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """One edit's result.
+
+    Args:
+        index: Its place in the batch.
+        start: What stood at the sites before, [sites, d_model].
+        delta: What is to be added, [sites, d_model].
+        loss: Last loss, nats.
+        probability: Of the target at that loss.
+        steps: Forward passes it took.
+    """
+
+    index: int
+    start: Float[Tensor, "sites d_model"]
+    delta: Float[Tensor, "sites d_model"]
+    loss: float
+    probability: float
+    steps: int
+
+
+def _optimise_groups(
+    model: EditableModel,
+    groups: Sequence[Sequence[tuple[int, EditRows, str]]],
+    layers: Sequence[int],
+    site: Site,
+    config: EditConfig,
+    task: Task = silent,
+) -> Iterator[list[Optimised]]:
+    """The edits of one group after another: the unit of work, see `nmke.models.ranks`."""
+    layout = half_product_layout(model, config.products, first_replayed(layers, site))
+    for group in groups:
+        edits = [_Edit(index, rows, name) for index, rows, name in group]
+        _optimise_group(model, edits, layers, site, config, task, layout)
+        yield [
+            Optimised(e.index, e.start, e.delta.detach(), e.loss, e.probability, e.steps) for e in edits
+        ]
 
 
 class _Edit:
@@ -193,8 +230,6 @@ def _optimise_group(
                 )
             enough = 0 < config.stop_argmax <= edit.said
             edit.done = edit.loss < config.stop_loss or enough or step == config.steps
-            if edit.done:
-                task.advance(1, f"p = {edit.probability:.2f}")
         mean = sum(edit.probability for edit in edits) / len(edits)
         task.advance(0, f"step {step} of {config.steps}, p = {mean:.2f}")
         if all(edit.done for edit in batch.edits):

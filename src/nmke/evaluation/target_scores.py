@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nmke.errors import RequestError
 from nmke.models.load import EditableModel
+from nmke.models.ranks import shared_out
 from nmke.models.tokens import TokenBatch, length_buckets, pad_batch
 
 TOKEN_BUDGET = 4096
@@ -95,24 +96,36 @@ def score_rows(
     side: Side = "right",
 ) -> list[TargetScore]:
     """Scores of the target tokens of each row, in the order given."""
+    buckets = [[(i, rows[i]) for i in bucket] for bucket in _buckets(model, rows, token_budget)]
     scores: dict[int, TargetScore] = {}
-    for bucket in _buckets(model, rows, token_budget):
+    for found in shared_out(model, _score_buckets, buckets, side):
+        scores.update(found)
+    return [scores[i] for i in range(len(rows))]
+
+
+@torch.inference_mode()
+def _score_buckets(
+    model: EditableModel, buckets: Sequence[Sequence[tuple[int, TargetRow]]], side: Side
+) -> Iterator[dict[int, TargetScore]]:
+    """Scores of one batch after another, by the rows' indices."""
+    for bucket in buckets:
+        rows = [row for _, row in bucket]
         batch = pad_batch(
-            [list(rows[i].ids) for i in bucket], model.encoder.pad_id, side=side, device=model.device
+            [list(row.ids) for row in rows], model.encoder.pad_id, side=side, device=model.device
         )
         width = batch.input_ids.shape[1]
-        shifts = [width - len(rows[i].ids) if side == "left" else 0 for i in bucket]
-        starts = [rows[i].start + shift for i, shift in zip(bucket, shifts, strict=True)]
+        starts = [row.start + (width - len(row.ids) if side == "left" else 0) for row in rows]
         positions = sorted(
-            {p for i, s in zip(bucket, starts, strict=True) for p in range(s, s + rows[i].n_target)}
+            {p for row, start in zip(rows, starts, strict=True) for p in range(start, start + row.n_target)}
         )
         logits = _logits_at(model, batch, torch.tensor(positions, device=model.device))
         column = {position: index for index, position in enumerate(positions)}
-        for place, (i, start) in enumerate(zip(bucket, starts, strict=True)):
+        found: dict[int, TargetScore] = {}
+        for place, ((index, row), start) in enumerate(zip(bucket, starts, strict=True)):
             first = column[start]
-            target = rows[i].ids[-rows[i].n_target :]
-            scores[i] = _score(logits[place, first : first + len(target)], target)  # [targets d_vocab]
-    return [scores[i] for i in range(len(rows))]
+            target = row.ids[-row.n_target :]
+            found[index] = _score(logits[place, first : first + len(target)], target)  # [targets d_vocab]
+        yield found
 
 
 @torch.inference_mode()

@@ -22,34 +22,35 @@ from nmke.config import EditConfig
 from nmke.errors import ConfigError
 from nmke.masking.entropy import RatioRange
 from nmke.registry import Registry
-from nmke.types import Gram, Keys
+from nmke.types import Keys
 
 EDIT_RATIO = RatioRange(0.03, 0.05, 1.0)  # the entropy is near .9 for most facts, so 7 to 8 %
 MASKS = ("entropy", "fixed", "random", "none")
 
 KeyScores = Float[Tensor, "edits d_mlp"]
+MeanSquares = Float[Tensor, " d_mlp"]
 
 
 class KeyScore(Protocol):
     """How much each neuron matters for writing each edit."""
 
-    def __call__(self, keys: Keys, directions: KeyScores, moment: Gram) -> KeyScores:
-        """Scores of at least 0 from keys, unmasked write directions and the second moment of ordinary keys."""
+    def __call__(self, keys: Keys, directions: KeyScores, mean_squares: MeanSquares) -> KeyScores:
+        """Scores of at least 0 from keys, unmasked write directions and the mean squares of ordinary keys."""
         ...
 
 
 key_scores: Registry[KeyScore] = Registry("key score")
 
 
-def _write(keys: Keys, directions: KeyScores, moment: Gram) -> KeyScores:
+def _write(keys: Keys, directions: KeyScores, mean_squares: MeanSquares) -> KeyScores:
     return directions.abs()
 
 
-def _energy(keys: Keys, directions: KeyScores, moment: Gram) -> KeyScores:
-    return keys.square() / moment.diagonal().to(keys).clamp(min=1e-30)
+def _energy(keys: Keys, directions: KeyScores, mean_squares: MeanSquares) -> KeyScores:
+    return keys.square() / mean_squares.to(keys).clamp(min=1e-30)
 
 
-def _coefficient(keys: Keys, directions: KeyScores, moment: Gram) -> KeyScores:
+def _coefficient(keys: Keys, directions: KeyScores, mean_squares: MeanSquares) -> KeyScores:
     return keys.abs()
 
 

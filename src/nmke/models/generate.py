@@ -87,12 +87,32 @@ def continue_prompts(model: EditableModel, prompts: Sequence[str], decoding: Dec
     answers = [""] * len(rows)
     settings = generation_settings(model, decoding.max_new_tokens)
     lengths = [len(row) + decoding.max_new_tokens for row in rows]
+    buckets = length_buckets(lengths, TOKEN_BUDGET)
+    batches = [[rows[i] for i in bucket] for bucket in buckets]
     with seeded(decoding.seed, model.device):
-        for bucket in length_buckets(lengths, TOKEN_BUDGET):
-            texts = _continue_batch(model, [rows[i] for i in bucket], settings, decoding)
+        # drawing, each batch goes on from where the generator of the one before it stopped
+        share = _continue_batches if decoding.do_sample else _shared_out
+        found = share(model, batches, settings, decoding)
+        for bucket, texts in zip(buckets, found, strict=True):
             for index, text in zip(bucket, texts, strict=True):
                 answers[index] = text
     return answers
+
+
+def _shared_out(model: EditableModel, batches: Sequence[list[list[int]]], *given: Any) -> Iterator[list[str]]:
+    from nmke.models.ranks import shared_out  # which loads models, and so imports this file
+
+    return shared_out(model, _continue_batches, batches, *given)
+
+
+def _continue_batches(
+    model: EditableModel,
+    batches: Sequence[list[list[int]]],
+    settings: GenerationConfig,
+    decoding: Decoding,
+) -> Iterator[list[str]]:
+    for rows in batches:
+        yield _continue_batch(model, rows, settings, decoding)
 
 
 def _continue_batch(

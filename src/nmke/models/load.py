@@ -22,6 +22,7 @@ from nmke.errors import ConfigError, LayoutError, MemoryPlanError, NumericsError
 from nmke.models.builtin import BUILTIN_MODELS, builtin_folder, no_progress_bars, read_gguf
 from nmke.models.cache import weights_fingerprint
 from nmke.models.generate import Decoding, continue_prompts, first_line
+from nmke.models.mirror import Mirror
 from nmke.models.tokens import TextEncoder, TokenBatch
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class EditableModel:
         replayable: Whether `nmke.models.replay` reproduces it; None until tried.
         half_products: Whether its blocks run on copies that multiply in bfloat16; None until tried.
         unedited: Down-projections as loaded, of the layers that were edited since; kept by `WeightsState`.
+        revision: Hub revision it was read from, if one was asked for.
+        loadable: Whether another process gets the same model from `source`, on one device.
+        mirror: What processes that share the work on it were told; see `nmke.models.ranks`.
         recalls: Side memories that are active on it; kept by `SideState`.
     """
 
@@ -63,6 +67,9 @@ class EditableModel:
     replayable: bool | None = None
     half_products: bool | None = None
     unedited: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+    revision: str | None = None
+    loadable: bool = False
+    mirror: Mirror = field(default_factory=Mirror, repr=False)
     recalls: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @classmethod
@@ -83,11 +90,13 @@ class EditableModel:
 
         model.eval()
         model.requires_grad_(False)
+        layout = probe_layout(model)
         return cls(
             model=model,
             tokenizer=tokenizer,
             encoder=TextEncoder(tokenizer),
-            layout=probe_layout(model),
+            layout=layout,
+            mirror=Mirror.of([parts.down_proj for parts in layout.layers]),
             name=name,
             source=source or name,
             path=path,
@@ -168,7 +177,9 @@ def load_model(
             model.to(target)
     _check_finite(model)
     origin = source if source in BUILTIN_MODELS or path is None else str(path)
-    return EditableModel.wrap(model, tokenizer, Path(origin).name.removesuffix(".gguf"), origin, path)
+    found = EditableModel.wrap(model, tokenizer, Path(origin).name.removesuffix(".gguf"), origin, path)
+    found.revision, found.loadable = revision, device_map is None
+    return found
 
 
 def _check_dtype(dtype: str) -> Any:

@@ -59,6 +59,18 @@ class FrozenPrefixLayer(DynamicLayer):
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
+class LatestLayer(DynamicLayer):
+    """Holds the states of the latest run alone, so that a block can be run again on other weights."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The new states, [batch, heads, seq, d_head]."""
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
 class _GrowingLayer(FrozenPrefixLayer):
     """The same, but what is joined is kept."""
 

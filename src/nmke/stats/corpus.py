@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 
 from nmke.errors import RequestError
 from nmke.models.load import EditableModel
+from nmke.models.ranks import shared_out
 from nmke.progress import Progress, quiet
 
 SELF_WRITTEN = "self"
@@ -59,21 +60,30 @@ def self_written(model: EditableModel, tokens: int, seed: int = 0, progress: Pro
         seed: Seed of the sampling.
         progress: Told about each round.
     """
-    writer = _writer(model)
     starts = openers()
     length = max(16, min(WINDOW, round(tokens / len(starts))))
     rounds = max(1, round(tokens / (length * len(starts))))
+    parts = [
+        (seed + 1009 * turn + begin, starts[begin : begin + WRITE_BATCH])
+        for turn in range(rounds)
+        for begin in range(0, len(starts), WRITE_BATCH)
+    ]
     texts: list[str] = []
     with progress.task("writing the corpus", total=rounds * len(starts)) as task:
-        for turn in range(rounds):
-            for begin in range(0, len(starts), WRITE_BATCH):
-                part = list(starts[begin : begin + WRITE_BATCH])
-                written = writer.generate(
-                    part, length, do_sample=True, seed=seed + 1009 * turn + begin, temperature=1.0
-                )
-                texts += [opener + text for opener, text in zip(part, written, strict=True)]
-                task.advance(len(part))
+        for written in shared_out(model, _write_parts, parts, length):
+            texts += written
+            task.advance(len(written))
     return Corpus(f"{SELF_WRITTEN}:{tokens}:{seed}", tuple(texts))
+
+
+def _write_parts(
+    model: EditableModel, parts: Sequence[tuple[int, Sequence[str]]], length: int
+) -> Iterator[list[str]]:
+    """The texts of one part of the openers after another, each part with a seed of its own."""
+    writer = _writer(model)
+    for seed, part in parts:
+        written = writer.generate(list(part), length, do_sample=True, seed=seed, temperature=1.0)
+        yield [opener + text for opener, text in zip(part, written, strict=True)]
 
 
 def _writer(model: EditableModel) -> EditableModel:
@@ -81,7 +91,8 @@ def _writer(model: EditableModel) -> EditableModel:
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if model.dtype != torch.float32 or model.device.type != "cpu" or not native:
         return model
-    return replace(model, model=copy.deepcopy(model.model).to(torch.bfloat16), dtype=torch.bfloat16)
+    twin = copy.deepcopy(model.model).to(torch.bfloat16)
+    return replace(model, model=twin, dtype=torch.bfloat16, loadable=False)
 
 
 def read_corpus(source: str, limit_characters: int) -> Corpus:

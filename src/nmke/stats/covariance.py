@@ -6,8 +6,9 @@ Source: ROME (arXiv:2202.05262, eq. 2) for the moment, AlphaEdit (arXiv:2410.023
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from nmke.errors import ConfigError, NumericsError, StatsError
 from nmke.types import Gram
+
+LARGEST_EXACT = 8192  # neurons of a layer up to which sums, bases and factors are float64 and held in memory
 
 NullSpaceRule = Literal["threshold", "share", "energy"]
 
@@ -24,7 +27,7 @@ class KeyCovariance:
     """Running second moment of a layer's keys.
 
     Args:
-        total: Sum of k kᵀ over all keys seen, [d_mlp, d_mlp], float64 (float32 above 8192 neurons).
+        total: Sum of k kᵀ over all keys seen, [d_mlp, d_mlp], float64 (float32 above `LARGEST_EXACT`).
         count: How many keys were seen.
     """
 
@@ -34,7 +37,7 @@ class KeyCovariance:
     @classmethod
     def empty(cls, d_mlp: int, device: torch.device | str = "cpu") -> KeyCovariance:
         """Statistics that have seen nothing."""
-        dtype = torch.float64 if d_mlp <= 8192 else torch.float32
+        dtype = torch.float64 if d_mlp <= LARGEST_EXACT else torch.float32
         return cls(torch.zeros(d_mlp, d_mlp, dtype=dtype, device=device))
 
     def add(self, keys: Float[Tensor, "batch d_mlp"]) -> None:
@@ -81,7 +84,7 @@ class NullSpaceProjector:
     its orthogonal complement otherwise (then P = I - basis basisᵀ).
 
     Args:
-        basis: Orthonormal columns [d_mlp, rank].
+        basis: Orthonormal columns [d_mlp, rank], in the type of the moment they were found in.
         complement: Which of the two spaces `basis` spans.
         kept: Number of directions of the null space.
     """
@@ -92,7 +95,7 @@ class NullSpaceProjector:
 
     def project(self, vectors: Float[Tensor, "edits d_mlp"]) -> Float[Tensor, "edits d_mlp"]:
         """P applied to each row."""
-        inside = (vectors @ self.basis) @ self.basis.T
+        inside = ((vectors.to(self.basis) @ self.basis) @ self.basis.T).to(vectors)
         return vectors - inside if self.complement else inside
 
     def dense(self) -> Gram:
@@ -131,7 +134,7 @@ def null_space(moment: Gram, rule: NullSpaceRule = "threshold", value: float = 2
         )
     complement = kept > len(moment) // 2
     basis = vectors[:, kept:] if complement else vectors[:, :kept]
-    return NullSpaceProjector(basis.contiguous(), complement, kept)
+    return NullSpaceProjector(basis.contiguous().to(moment.dtype), complement, kept)
 
 
 def _count_kept(eigenvalues: Float[Tensor, " d_mlp"], rule: NullSpaceRule, value: float) -> int:
@@ -145,17 +148,33 @@ def _count_kept(eigenvalues: Float[Tensor, " d_mlp"], rule: NullSpaceRule, value
 
 @dataclass
 class LayerStats:
-    """What solvers know about one layer's ordinary keys; the projector is computed when first asked for.
+    """What solvers know about one layer's ordinary keys; the rest is computed when first asked for, and kept.
 
     Args:
-        moment: E[k kᵀ] [d_mlp, d_mlp], float64.
+        held: E[k kᵀ] [d_mlp, d_mlp], or, for a layer too large to hold it beside what is made of it, where to
+            read it when it is needed.
         rule, value: How the null space is chosen, see `null_space`.
+        systems: Factored systems of solvers that go on from batch to batch, by their settings.
     """
 
-    moment: Gram
+    held: Gram | Callable[[], Gram]
     rule: NullSpaceRule = "threshold"
     value: float = 2e-2
+    systems: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     _projector: NullSpaceProjector | None = field(default=None, repr=False)
+    _mean_squares: Float[Tensor, " d_mlp"] | None = field(default=None, repr=False)
+
+    @property
+    def moment(self) -> Gram:
+        """E[k kᵀ], [d_mlp, d_mlp]."""
+        return self.held() if callable(self.held) else self.held
+
+    @property
+    def mean_squares(self) -> Float[Tensor, " d_mlp"]:
+        """Each neuron's mean square, the diagonal of `moment`."""
+        if self._mean_squares is None:
+            self._mean_squares = self.moment.diagonal().clone()
+        return self._mean_squares
 
     @property
     def projector(self) -> NullSpaceProjector:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from nmke.errors import RequestError, StatsError
 from nmke.models.cache import atomic_file, cache_dir
 from nmke.models.load import EditableModel
+from nmke.models.ranks import shared_out
 from nmke.models.replay import in_rows
 from nmke.models.tokens import TokenBatch, pad_batch
 from nmke.models.tracing import record_inputs, stop_after
@@ -33,7 +34,8 @@ from nmke.stats.covariance import KeyCovariance
 logger = logging.getLogger(__name__)
 FORMAT = "nmke.key-covariance/1"
 BATCH_WINDOWS = 16
-CHECKPOINT_EVERY = 32  # batches between saved partial results
+CHECKPOINT_EVERY = 32  # batches between saved partial results, at most
+LEAST_STRETCHES = 8  # that the text is cut into for processes to share, where it is long enough
 
 
 @dataclass(frozen=True)
@@ -160,15 +162,18 @@ class StatsStore:
             )
         partials = {i: self.root / f"{key.digest}.partial.safetensors" for i, key in keys.items()}
         totals, start = self._resume(model, keys, partials)
-        starts = range(start, len(windows), BATCH_WINDOWS)
-        with progress.task(f"key statistics of layers {_span(list(keys))}", total=len(starts)) as task:
-            for number, begin in enumerate(starts, start=1):
-                add_windows(model, totals, windows[begin : begin + BATCH_WINDOWS])
-                task.advance()
-                if number % CHECKPOINT_EVERY == 0:
+        stretches = _stretches(len(windows))
+        todo = [(end, windows[begin:end]) for begin, end in stretches if begin >= start]
+        left = sum(len(stretch) for _, stretch in todo)
+        with progress.task(f"key statistics of layers {_span(list(keys))}", total=left) as task:
+            for (end, stretch), sums in zip(
+                todo, shared_out(model, _gather_stretches, todo, tuple(keys)), strict=True
+            ):
+                totals = {i: totals[i].merge(part) for i, part in sums.items()}
+                task.advance(len(stretch))
+                if end < len(windows):
                     for i, key in keys.items():
-                        state = {**asdict(key), "count": totals[i].count, "next": begin + BATCH_WINDOWS}
-                        _save(partials[i], totals[i], state)
+                        _save(partials[i], totals[i], {**asdict(key), "count": totals[i].count, "next": end})
         for i, key in keys.items():
             self.save(key, totals[i])
             partials[i].unlink(missing_ok=True)
@@ -181,8 +186,34 @@ class StatsStore:
         if len(found) == len(keys) and len(nexts) == 1:
             logger.info("resuming key statistics at window %s", next(iter(nexts)))
             return {i: c for i, c in found.items() if c is not None}, int(next(iter(nexts)))
-        layers = model.layout.layers
-        return {i: KeyCovariance.empty(layers[i].d_mlp, model.device) for i in keys}, 0
+        return _nothing(model, list(keys)), 0
+
+
+def _stretches(n_windows: int) -> list[tuple[int, int]]:
+    """Runs of windows that are summed on their own: at least `LEAST_STRETCHES` if there are as many batches.
+
+    They depend on the text alone, so that the sums are the same bits however many processes make them.
+    """
+    batches = -(-n_windows // BATCH_WINDOWS)
+    size = BATCH_WINDOWS * max(1, min(CHECKPOINT_EVERY, batches // LEAST_STRETCHES))
+    return [(begin, min(begin + size, n_windows)) for begin in range(0, n_windows, size)]
+
+
+def _gather_stretches(
+    model: EditableModel,
+    stretches: Sequence[tuple[int, Sequence[Sequence[int]]]],
+    layers: Sequence[int],
+) -> Iterator[dict[int, KeyCovariance]]:
+    """The sums of one stretch after another, in host memory."""
+    for _, windows in stretches:
+        sums = _nothing(model, layers)
+        for begin in range(0, len(windows), BATCH_WINDOWS):
+            add_windows(model, sums, windows[begin : begin + BATCH_WINDOWS])
+        yield {i: KeyCovariance(found.total.cpu(), found.count) for i, found in sums.items()}
+
+
+def _nothing(model: EditableModel, layers: Sequence[int]) -> dict[int, KeyCovariance]:
+    return {i: KeyCovariance.empty(model.layout.layers[i].d_mlp, model.device) for i in layers}
 
 
 def token_windows(model: EditableModel, corpus: Corpus, tokens: int) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""Time and bytes of each stage against what the machine could do."""
