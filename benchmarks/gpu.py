@@ -38,7 +38,10 @@ def verdicts(record: Record) -> dict[str, Any]:
     if many:
         found["attribution_per_edit_in_100_s"] = (many["detail"][per_edit], 0.03)
     if one and literal:
-        found["literal_over_ours_in_batches_of_one"] = (literal["detail"][per_edit] / one["detail"][per_edit], 50)
+        found["literal_over_ours_in_batches_of_one"] = (
+            literal["detail"][per_edit] / one["detail"][per_edit],
+            50,
+        )
         found["largest_error_nats"] = (literal["detail"]["largest_error_nats"], 1e-3)
     if whole:
         found["whole_edit_in_batches_of_100_s"] = (whole["detail"]["seconds_per_edit"], 0.4)
@@ -46,7 +49,11 @@ def verdicts(record: Record) -> dict[str, Any]:
         found["key_statistics_gb"] = (statistics["peak_mb"] * 2**20 / 1e9, 24)
     at_least = {"literal_over_ours_in_batches_of_one"}
     return {
-        name: {"measured": value, "target": target, "holds": value >= target if name in at_least else value <= target}
+        name: {
+            "measured": value,
+            "target": target,
+            "holds": value >= target if name in at_least else value <= target,
+        }
         for name, (value, target) in found.items()
     }
 
@@ -62,7 +69,9 @@ def main() -> None:
     record = measure(shape, f"gpu_{shape}", full=not asked.smoke, repeats=asked.repeats)
     record.about["verdicts"] = verdicts(record)
     for name, row in record.about["verdicts"].items():
-        print(f"{name:42s} {row['measured']:.4g} (target {row['target']}): {'holds' if row['holds'] else 'MISSED'}")
+        print(
+            f"{name:42s} {row['measured']:.4g} (target {row['target']}): {'holds' if row['holds'] else 'MISSED'}"
+        )
     print(record.write())
 
 

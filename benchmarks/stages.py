@@ -40,9 +40,16 @@ class Record:
                 row = measured.record(self.peaks)
                 self.stages.append(row)
                 ratio = f"{row['times_floor']:.1f} x floor" if row["times_floor"] else ""
-                print(f"{measured.name:44s} {measured.seconds:10.4f} s  {ratio:16s} {measured.setting}", flush=True)
+                print(
+                    f"{measured.name:44s} {measured.seconds:10.4f} s  {ratio:16s} {measured.setting}",
+                    flush=True,
+                )
                 self.write()
-        except (RuntimeError, ValueError, MemoryError) as error:  # such as out of memory: the next stage may fit
+        except (
+            RuntimeError,
+            ValueError,
+            MemoryError,
+        ) as error:  # such as out of memory: the next stage may fit
             self.errors[name] = f"{type(error).__name__}: {error}"
             print(f"{name}: {self.errors[name]}", file=sys.stderr, flush=True)
             self.write()
@@ -53,7 +60,9 @@ class Record:
         return write_record(self.name, {**about, "stages": self.stages, "errors": self.errors})
 
 
-def measure(shape_name: str, record_name: str, *, full: bool, device: str = "auto", repeats: int = 3) -> Record:
+def measure(
+    shape_name: str, record_name: str, *, full: bool, device: str = "auto", repeats: int = 3
+) -> Record:
     """Everything that one process can measure on a model of this shape."""
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     shape, dtype = SHAPES[shape_name], torch.bfloat16 if target.type == "cuda" else torch.float32

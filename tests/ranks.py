@@ -1,4 +1,4 @@
-"""Processes that work together as `torchrun` would start them, forked from this one so that nothing is imported again."""
+"""Processes that work together as `torchrun` would start them, forked so that nothing is imported again."""
 
 import os
 import signal
@@ -39,7 +39,11 @@ def launch(size: int, work: Work, logs: Path, seconds: float = 120.0) -> list[in
 def _start(rank: int, size: int, port: int, work: Work, logs: Path) -> int:
     def child(_writing: int) -> None:
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
         )
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(logs / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)

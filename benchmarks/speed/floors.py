@@ -61,7 +61,11 @@ class Stage:
     def record(self, peaks: Peaks) -> dict[str, Any]:
         """Its numbers beside its floor."""
         floor = max(self.operations / peaks.operations[self.dtype], self.bytes / peaks.bandwidth)
-        return {**asdict(self), "floor_seconds": floor, "times_floor": self.seconds / floor if floor else None}
+        return {
+            **asdict(self),
+            "floor_seconds": floor,
+            "times_floor": self.seconds / floor if floor else None,
+        }
 
 
 def synchronize(device: torch.device) -> None:

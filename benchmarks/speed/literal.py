@@ -30,7 +30,9 @@ def scores_of_one_prompt(
 
 def alphaedit_update(projector: Tensor, keys: Tensor, past: Tensor, residuals: Tensor, l2: float) -> Tensor:
     """(P(K Kᵀ + Cp) + λI)⁻¹ P K Rᵀ by a dense, non-symmetric solve, arXiv:2410.02355, eq. 14."""
-    system = projector @ (keys @ keys.T + past) + l2 * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
+    system = projector @ (keys @ keys.T + past) + l2 * torch.eye(
+        len(keys), dtype=keys.dtype, device=keys.device
+    )
     return torch.linalg.solve(system, projector @ keys @ residuals.T)
 
 

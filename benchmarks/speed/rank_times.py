@@ -31,7 +31,9 @@ def main() -> None:
             made.tokenizer.save_pretrained(folder)
             model = load_model(folder)
             config = EditConfig.create(steps=8, stop_loss=0.0, lr=0.2, layers=LAYERS)
-            optimise_targets(model, requests(16), CONTEXTS, LAYERS, "down_proj", config)  # the others load the model
+            optimise_targets(
+                model, requests(16), CONTEXTS, LAYERS, "down_proj", config
+            )  # the others load the model
             begun = time.perf_counter()
             optimise_targets(model, requests(16), CONTEXTS, LAYERS, "down_proj", config)
             print(time.perf_counter() - begun)

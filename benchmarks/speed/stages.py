@@ -55,6 +55,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.model.device
 
     def config(self, **changes: Any) -> EditConfig:
@@ -72,6 +73,7 @@ class Subject:
         return 3500 if self.shape.d_mlp > 8192 else None
 
     def bytes_of(self, *tensors: Tensor) -> int:
+        """Size of some tensors together."""
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -197,12 +199,16 @@ def _literal_attribution(subject: Subject, layer: int) -> Iterator[Stage]:
         operations=2 * part * shape.d_model * shape.d_vocab, dtype=model.dtype, repeats=subject.repeats,
         setting={"neurons": part},
     )  # fmt: skip
-    found.detail["seconds_per_edit_five_layers"] = found.seconds * shape.d_mlp / part * 5 * len(readout.targets)
+    found.detail["seconds_per_edit_five_layers"] = (
+        found.seconds * shape.d_mlp / part * 5 * len(readout.targets)
+    )
     few = slice(0, 64)
     log_p = torch.log_softmax(base.float(), 0)[None]
     rows, own = values[few].to(unembedding.dtype), steps[None, few].float()
     exact = _float64_totals(log_p, values[few], unembedding, own)
-    found.detail["largest_error_nats"] = float((log_totals(log_p, rows, unembedding, own) - exact).abs().max())
+    found.detail["largest_error_nats"] = float(
+        (log_totals(log_p, rows, unembedding, own) - exact).abs().max()
+    )
     twin = plain_log_totals(log_p, rows, unembedding, own)
     found.detail["largest_difference_from_plain_nats"] = float(
         (log_totals(log_p, rows, unembedding, own) - twin).abs().max()
@@ -215,7 +221,9 @@ def _float64_totals(log_p: Tensor, values: Tensor, unembedding: Tensor, steps: T
     return (log_p.double()[:, None] + steps.double()[..., None] * slopes).logsumexp(dim=2)
 
 
-def solves(subject: Subject, remembered: Sequence[int], batch: int = 10, with_literal: bool = True) -> Iterator[Stage]:
+def solves(
+    subject: Subject, remembered: Sequence[int], batch: int = 10, with_literal: bool = True
+) -> Iterator[Stage]:
     """One layer's write directions behind a run of edits, and the published solves."""
     layer, m = subject.shape.edited[0], subject.shape.d_mlp
     stats, config = subject.stats[layer], subject.config()
@@ -278,7 +286,9 @@ def whole(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
         for batch in batches:
             asked, seconds = requests(batch), {}
 
-            def run(asked: Any = asked, config: EditConfig = config, seconds: dict[str, float] = seconds) -> None:
+            def run(
+                asked: Any = asked, config: EditConfig = config, seconds: dict[str, float] = seconds
+            ) -> None:
                 found = compute_updates(
                     subject.model, methods.get("nmke"), asked, CONTEXTS, subject.stats, SolverState(), config
                 )

@@ -45,7 +45,9 @@ def test_the_plain_path_equals_the_literal_formula(shape, dtype, monkeypatch):
 
 def test_no_step_leaves_the_total_at_one():
     log_p, rows, unembedding, steps = inputs(SHAPES["one tile"], torch.float32)
-    torch.testing.assert_close(log_totals(log_p, rows, unembedding, 0 * steps), torch.zeros(2, 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        log_totals(log_p, rows, unembedding, 0 * steps), torch.zeros(2, 5), atol=1e-6, rtol=0
+    )
 
 
 def test_the_kernel_is_off_without_cuda():
@@ -59,13 +61,12 @@ from nmke.attribution.fused import plain_log_totals
 from nmke.attribution.fused_kernel import log_totals
 
 for shape in SHAPES.values():
-    for dtype, most in ((torch.float32, 2e-5), (torch.bfloat16, 1e-3)):
-        for size in (0.1, 3.0, 40.0):
-            given = inputs(shape, dtype, size)
-            found = log_totals(*given)
-            for twin in (plain_log_totals(*given), literal(*given)):
-                error = float((found - twin).abs().max() / max(1.0, size))
-                assert error < most, (shape, dtype, size, error)
+    for dtype, most, size in ((torch.float32, 2e-5, 3.0), (torch.bfloat16, 2e-5, 3.0), (torch.bfloat16, 2e-4, 40.0)):
+        given = inputs(shape, dtype, size)
+        found = log_totals(*given)
+        for twin in (plain_log_totals(*given), literal(*given)):
+            error = float((found - twin).abs().max())
+            assert error < most, (shape, dtype, size, error)
 """
 
 

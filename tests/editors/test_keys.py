@@ -163,7 +163,9 @@ def test_contexts_are_run_once_and_no_layer_before_the_changed_one_again(gpt2_ex
     rows = KeyPass(gpt2_exact, REQUESTS, contexts, LAYERS)
     rows.collect()
     assert sorted({layer for layer, _ in seen}) == [0, 1, 2]  # nothing behind the last edited layer
-    assert all(sum(layer == each for each, _ in seen) == 2 for layer in (0, 1, 2))  # beginnings, then the rest
+    assert all(
+        sum(layer == each for each, _ in seen) == 2 for layer in (0, 1, 2)
+    )  # beginnings, then the rest
     tokens = sum(size for layer, size in seen if layer == 0)
     whole = WholePass(gpt2_exact, rows_of(gpt2_exact, contexts), LAYERS)._batch.input_ids
     assert tokens < 0.75 * whole.numel()

@@ -27,7 +27,13 @@ def moment() -> Tensor:
 
 
 def settings(**changes: object) -> EditConfig:
-    base = {"mask": "none", "mask_scope": "edit", "attribution": "write", "covariance_weight": WEIGHT, "l2": L2}
+    base = {
+        "mask": "none",
+        "mask_scope": "edit",
+        "attribution": "write",
+        "covariance_weight": WEIGHT,
+        "l2": L2,
+    }
     return EditConfig.create(**{**base, **changes})
 
 
@@ -86,13 +92,18 @@ def test_nothing_is_factored_and_no_key_solved_for_twice(moment, monkeypatch):
         memory = memory.remember(rows(8, 100 + turn).float())
     assert len(stats.systems) == 1
     of_batches = 5 * EDITS
-    assert sum(counts) - of_batches <= 32 + 2 * 8  # whole blocks once; what is left of one at most once more each
+    assert (
+        sum(counts) - of_batches <= 32 + 2 * 8
+    )  # whole blocks once; what is left of one at most once more each
 
 
 def test_all_directions_one_by_one_are_the_whole_matrix(moment):
     whole = LeadingFactor.of(moment, WEIGHT, L2, M)
     torch.testing.assert_close(
-        whole.solve(rows(EDITS)), CholeskyFactor.of(moment, WEIGHT, L2).solve(rows(EDITS)), rtol=1e-9, atol=1e-11
+        whole.solve(rows(EDITS)),
+        CholeskyFactor.of(moment, WEIGHT, L2).solve(rows(EDITS)),
+        rtol=1e-9,
+        atol=1e-11,
     )
 
 
@@ -134,7 +145,9 @@ def kept_numbers(stats: LayerStats, memory: KeyMemory) -> int:
 
     def walk(value: object) -> None:
         if isinstance(value, Tensor):
-            held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes() // value.element_size()
+            held[value.untyped_storage().data_ptr()] = (
+                value.untyped_storage().nbytes() // value.element_size()
+            )
         elif isinstance(value, dict):
             for item in value.values():
                 walk(item)
@@ -148,12 +161,12 @@ def kept_numbers(stats: LayerStats, memory: KeyMemory) -> int:
 
 @pytest.mark.parametrize("method", ["nmke", "alphaedit"])
 def test_editor_state_of_five_8b_layers_fits_its_budget(method):
-    """Sizes of real state at a small shape follow d_mlp·(edits + rank); at full size, in float32, that is the budget."""
+    """Real state at a small shape has d_mlp·(edits + rank) numbers; at full size, in float32, that fits."""
     d_mlp, edits = NEURONS // SHRUNK, REMEMBERED // SHRUNK
     rank = 3_500 // SHRUNK
     spread = rows(400, 2, d_mlp) * torch.logspace(-2, 1, d_mlp, dtype=torch.float64)
     moment = (spread.T @ spread / 400).float()
-    stats = LayerStats(lambda: moment.clone(), "share", 1 - rank / d_mlp)  # as a large layer's, not held
+    stats = LayerStats(moment.clone, "share", 1 - rank / d_mlp)  # as a large layer's, not held
     memory = KeyMemory.empty(d_mlp).remember(rows(edits, 3, d_mlp).float())
     keys = rows(EDITS, 4, d_mlp)
     if method == "nmke":

@@ -65,6 +65,21 @@ def test_device_map_places_the_model(folder):
     assert load_model(str(folder), device_map="cpu").device == torch.device("cpu")
 
 
+def test_spread_takes_the_devices_there_are(folder):
+    model = load_model(str(folder), device="spread")
+    assert {parameter.device.type for parameter in model.model.parameters()} == {model.device.type}
+    assert not model.loadable  # another process cannot load its layers onto the same devices
+
+
+def test_layers_offloaded_to_the_disk_are_refused(folder, tmp_path):
+    layers = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu"}
+    place = {**layers, "model.layers.0": "cpu", "model.layers.1": "disk"}
+    with pytest.raises(
+        LayoutError, match=r"is not in memory but offloaded; use a device_map that keeps every layer"
+    ):
+        load_model(str(folder), device_map=place)
+
+
 def test_editing_the_model_leaves_its_folder_alone(copy):
     files = sorted(copy.iterdir())
     before = [hashlib.sha256(file.read_bytes()).digest() for file in files]

@@ -1,4 +1,4 @@
-"""Two and three processes against one: the same statistics, edits and scores, bit for bit; one that dies ends the run."""
+"""Two and three processes against one: the same bits of statistics, edits and scores; one that dies ends the run."""
 
 import json
 import os
@@ -16,10 +16,8 @@ from tests import ranks, runs, tiny
 from nmke.cli import main
 from nmke.editors import targets
 from nmke.evaluation import target_scores
-from nmke.ledger import Ledger
 from nmke.models import ranks as ranks_module
 from nmke.models.load import load_model
-from nmke.models.ranks import shared_out
 from nmke.session import EditSession
 from nmke.types import EditRequest
 
@@ -83,8 +81,7 @@ def edit(
 
     def work(rank: int) -> int:
         torch.set_num_threads(1)
-        sys.stdout = open(1, "w", closefd=False)
-        sys.stderr = open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         os.chdir(place)
         os.environ["NMKE_CACHE"] = str(root / "cache")
         target_scores.MAX_LOGITS = 1 << 14  # so that scoring takes several batches

@@ -46,7 +46,9 @@ def log_totals(
 def plain_log_totals(log_p: Tensor, rows: Tensor, unembedding: Tensor, steps: Tensor) -> Tensor:
     """The same by a product per chunk of neurons and one exponential per prompt."""
     parts = [
-        torch.stack([(base + step[:, None] * slope).logsumexp(dim=1) for base, step in zip(log_p, own, strict=True)])
+        torch.stack(
+            [(base + step[:, None] * slope).logsumexp(dim=1) for base, step in zip(log_p, own, strict=True)]
+        )
         for slope, own in _with_steps(rows, unembedding, steps)
     ]
     return torch.cat(parts, dim=1)

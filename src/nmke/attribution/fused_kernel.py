@@ -28,7 +28,8 @@ def log_totals(log_p: Tensor, rows: Tensor, unembedding: Tensor, steps: Tensor) 
     exact = "ieee" if rows.dtype == torch.float32 else "tf32"
     _tile[grid](
         log_p, rows, unembedding, steps, highest, total, prompts, neurons, d_vocab, d_model, tiles,
-        NEURONS=NEURONS, TOKENS=TOKENS, WIDTH=WIDTH, PRECISION=exact, num_warps=WARPS,
+        NEURONS=NEURONS, TOKENS=TOKENS, WIDTH=WIDTH, PRECISION=exact, UPCAST=not rows.is_cuda,
+        num_warps=WARPS,
     )  # fmt: skip
     return torch.logsumexp(highest + total.log(), dim=0)
 
@@ -37,8 +38,9 @@ def log_totals(log_p: Tensor, rows: Tensor, unembedding: Tensor, steps: Tensor) 
 def _tile(
     log_p, rows, unembedding, steps, highest, total, prompts, neurons, d_vocab, d_model, tiles,
     NEURONS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    # Triton reads types off the arguments: pointers to [prompts d_vocab], [neurons d_model], [d_vocab d_model],
+    UPCAST: tl.constexpr,
+):  # type: ignore[no-untyped-def]  # Triton reads types off the arguments  # fmt: skip
+    # Pointers to [prompts d_vocab], [neurons d_model], [d_vocab d_model],
     # [prompts neurons], and twice [stretches prompts neurons].
     neuron = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     stretch = tl.program_id(1)
@@ -58,6 +60,10 @@ def _tile(
                 unembedding + token[None, :].to(tl.int64) * d_model + channel[:, None],
                 mask=is_token[None, :] & is_channel[:, None], other=0.0,
             )  # fmt: skip
+            if (
+                UPCAST
+            ):  # the interpreter takes bfloat16 for integers; products are exact in float32 either way
+                left, right = left.to(tl.float32), right.to(tl.float32)
             slope = tl.dot(left, right, slope, input_precision=PRECISION)
         for prompt in range(prompts):
             step = tl.load(steps + prompt * neurons + neuron, mask=is_neuron, other=0.0)

@@ -20,5 +20,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N facts."
 Dtype = Annotated[
     str, typer.Option(help="Type of the weights: float32, bfloat16, auto.", envvar="NMKE_DTYPE")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", envvar="NMKE_DEVICE")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:1, or spread: the layers over all there are.", envvar="NMKE_DEVICE"
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]

@@ -46,6 +46,4 @@ def _number(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise ConfigError(
-            f"{name} is {text!r}, which is no number; torchrun sets it, or unset it"
-        ) from error
+        raise ConfigError(f"{name} is {text!r}, which is no number; torchrun sets it, or unset it") from error

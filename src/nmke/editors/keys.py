@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.editors.rows import prompt_rows
-from nmke.models.load import EditableModel
 from nmke.models.key_pass import SharedPass, WholePass
+from nmke.models.load import EditableModel
 from nmke.models.replay import in_rows, replay_is_exact
 from nmke.models.tracing import record_inputs, record_outputs, replace_output
 from nmke.types import EditRequest, Keys
@@ -54,7 +54,9 @@ class KeyPass:
         ).to(model.device)
         self.gaps: dict[int, Keys] = {}
         self._pass: SharedPass | WholePass = (
-            SharedPass(model, ids, self.layers) if replay_is_exact(model) else WholePass(model, ids, self.layers)
+            SharedPass(model, ids, self.layers)
+            if replay_is_exact(model)
+            else WholePass(model, ids, self.layers)
         )
         self._rows, self._columns = torch.arange(len(ids), device=model.device), self._pass.columns
 
@@ -85,10 +87,11 @@ class KeyPass:
                 stack.enter_context(replace_output(modules[i], self._adder(delta)))
             self._pass.run(start)
         count = len(self._rows)
-        seen = {i: in_rows(inputs[i], count)[self._rows, self._columns].double() for i in modules}
+        device = self._rows.device  # a spread model's layers are elsewhere
+        seen = {i: in_rows(inputs[i].to(device), count)[self._rows, self._columns].double() for i in modules}
         keys = {i: self._weights @ each for i, each in seen.items()}
         self.gaps |= {i: each[self._reference] - keys[i] for i, each in seen.items()}
-        return keys, outputs["last"][self._rows, self._columns][self._reference].double()
+        return keys, outputs["last"].to(device)[self._rows, self._columns][self._reference].double()
 
     def _adder(self, delta: Tensor):  # type: ignore[no-untyped-def]  # a closure over the rows
         def change(out: Tensor) -> Tensor:

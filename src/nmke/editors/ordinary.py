@@ -1,12 +1,12 @@
 """Solve A X = K with A = w0·C0 + λI + P Pᵀ, P being the keys of earlier edits, at a cost that knows no d_mlp³.
 
-w0·C0 + λI is factored once per layer and kept. What earlier keys add to it is small: with Q = (w0·C0 + λI)⁻¹ P the
-matrix inversion lemma gives A⁻¹ K = Y - Q (I + Pᵀ Q)⁻¹ Pᵀ Y, where Y = (w0·C0 + λI)⁻¹ K. Q is kept too and grows with the
+w0·C0 + λI is factored once per layer and kept. What earlier keys add to it is small: with Q = (w0·C0 + λI)⁻¹ P and
+Y = (w0·C0 + λI)⁻¹ K the matrix inversion lemma gives X = Y - Q (I + Pᵀ Q)⁻¹ Pᵀ Y. Q is kept too and grows with the
 run, so that a batch of B edits behind n earlier ones costs O(d_mlp² B + d_mlp n² + n³).
 Source: the lemma is Woodbury's; w0·C0 + K Kᵀ is MEMIT's, arXiv:2210.07229, eq. 14.
 
-Memory: the factor is d_mlp² numbers. `covariance_rank` r keeps C0's r leading directions one by one and gives the others
-their mean: d_mlp·r numbers in place of d_mlp², exact for r = d_mlp.
+Memory: the factor is d_mlp² numbers. `covariance_rank` r keeps C0's r leading directions one by one and gives the
+others their mean: d_mlp·r numbers in place of d_mlp², exact for r = d_mlp.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class CholeskyFactor:
             raise NumericsError(f"{WHAT} holds NaN or infinity: {CURE}")
         lower, info = torch.linalg.cholesky_ex(system)
         if int(info):
-            raise NumericsError(f"{WHAT} is not positive definite (minor {int(info)} of {len(system)}): {CURE}")
+            raise NumericsError(
+                f"{WHAT} is not positive definite (minor {int(info)} of {len(system)}): {CURE}"
+            )
         return cls(lower)
 
     def solve(self, keys: Keys) -> Keys:
@@ -111,7 +113,9 @@ class LeadingFactor:
         tail = values[: len(values) - rank]
         mean = float(tail.mean()) if len(tail) else 1.0
         if float(values[0]) <= 0 and (rank == len(values) or mean <= 0):
-            raise NumericsError(f"{WHAT} is not positive definite (smallest eigenvalue {values[0]:.1e}): {CURE}")
+            raise NumericsError(
+                f"{WHAT} is not positive definite (smallest eigenvalue {values[0]:.1e}): {CURE}"
+            )
         keep = slice(len(values) - rank, None)
         inner = 1 / values[keep] - 1 / mean
         return cls(vectors[:, keep].contiguous().to(moment.dtype), inner.to(moment.dtype), 1 / mean)

@@ -185,9 +185,7 @@ def _optimise_groups(
     for group in groups:
         edits = [_Edit(index, rows, name) for index, rows, name in group]
         _optimise_group(model, edits, layers, site, config, task, layout)
-        yield [
-            Optimised(e.index, e.start, e.delta.detach(), e.loss, e.probability, e.steps) for e in edits
-        ]
+        yield [Optimised(e.index, e.start, e.delta.detach(), e.loss, e.probability, e.steps) for e in edits]
 
 
 class _Edit:
@@ -310,7 +308,7 @@ class _Batch:
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         layout = self.model.layout
         raw = layout.unembedding(layout.final_norm(hidden))
-        return torch.log_softmax(wide(layout.logit_map.apply(raw)), 1)
+        return torch.log_softmax(wide(layout.logit_map.apply(raw)), 1).to(hidden.device)
 
     def without_done(self) -> _Batch:
         """The batch without finished edits, once enough of it is finished to be worth it."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nmke.models.layout import ModelLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+SPREAD = "spread"  # as a device: the layers over all devices, by accelerate
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -153,7 +154,7 @@ def load_model(
     Args:
         source: Built-in name, `.gguf` file, local folder, or hub id, looked up in this order.
         dtype: "float32", "bfloat16", or "auto" for the type it was saved in.
-        device: "auto" (CUDA if there is any), "cpu", "cuda", "cuda:1".
+        device: "auto" (CUDA if there is any), "cpu", "cuda", "cuda:1", or "spread": `device_map` "auto".
         device_map: Spread the layers over devices, as accelerate does; `device` is then not used.
         revision: Branch, tag or commit on the hub.
 
@@ -164,7 +165,9 @@ def load_model(
         NumericsError: If a weight is NaN or infinite.
         MemoryPlanError: If the model does not fit on the device.
     """
-    target = _check_device(device)
+    if device == SPREAD and device_map is None:
+        device_map = "auto"
+    target = _check_device("cpu" if device == SPREAD else device)
     torch_dtype = _check_dtype(dtype)
     path = _find(source)
     options = {"revision": revision} if path is None and revision else {}
@@ -194,7 +197,9 @@ def _check_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+        raise ConfigError(
+            f"unknown device {device!r}; use 'auto', 'cpu', 'cuda', 'cuda:N' or 'spread'"
+        ) from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise ConfigError(f"device {device!r} was asked for, {found} CUDA devices were found; use 'cpu'")

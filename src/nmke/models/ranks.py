@@ -151,7 +151,7 @@ def shared_out(
             rank = index % size
             yield next(own) if rank == 0 else _result(rank, waiting, model.device)
     finally:  # an error or an early end: what the others still send must not be taken for later results
-        for rank in waiting:
+        for rank in list(waiting):
             while waiting[rank]:
                 _take(rank, waiting, model.device)
 
@@ -237,7 +237,9 @@ def _take(rank: int, waiting: dict[int, int], device: torch.device) -> Any:
     except RuntimeError as error:
         waiting.update(dict.fromkeys(waiting, 0))
         size = dist.get_world_size()
-        raise RankError(f"rank {rank} of {size} is gone or does not answer ({_first(error)}); {CURE}") from error
+        raise RankError(
+            f"rank {rank} of {size} is gone or does not answer ({_first(error)}); {CURE}"
+        ) from error
     found = _unpacked(payload, str(device))
     waiting[rank] = 0 if isinstance(found, Failure) else waiting[rank] - 1
     return found
@@ -322,8 +324,10 @@ def _portable(error: Exception) -> Exception:
         pickle.loads(pickle.dumps(error))
     except Exception:
         return RankError(f"rank {dist.get_rank()}: {type(error).__name__}: {_first(error)}")
-    return error if isinstance(error, NmkeError) else RankError(
-        f"rank {dist.get_rank()}: {type(error).__name__}: {_first(error)}"
+    return (
+        error
+        if isinstance(error, NmkeError)
+        else RankError(f"rank {dist.get_rank()}: {type(error).__name__}: {_first(error)}")
     )
 
 

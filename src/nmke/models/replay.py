@@ -161,14 +161,14 @@ class TailReplay:
 
     def run(self, deltas: Mapping[int, Tensor]) -> Tensor:
         """See `Replay.run`."""
-        hidden = self._replay.hidden
+        hidden, device = self._replay.hidden, self.model.device  # a spread model's last layer is elsewhere
         if self.site == "block":
-            return self._replay.run(_add_at_first(hidden, deltas[self.layers[0]]))
+            return self._replay.run(_add_at_first(hidden, deltas[self.layers[0]])).to(device)
         with ExitStack() as stack:
             for layer, delta in deltas.items():
                 module = self._layout.layers[layer].down_proj
                 stack.enter_context(replace_output(module, partial(_add_at_first, delta=delta)))
-            return self._replay.run(hidden)
+            return self._replay.run(hidden).to(device)
 
     def select(self, rows: Sequence[int]) -> TailReplay:
         """See `Replay.select`."""
