@@ -44,7 +44,9 @@ check-types: $(STAMP)
 check-docs: $(STAMP)
 	$(RUN) mkdocs build --strict --quiet --site-dir build/docs
 
-bench: $(STAMP)  ## Measure speed, quality and the self-written corpus; results go to benchmarks/.
+bench: $(STAMP)  ## Measure speed, quality, stages against their floors and the self-written corpus.
+	$(VENV)/bin/python benchmarks/stages.py
+	$(VENV)/bin/python benchmarks/roofline.py
 	$(VENV)/bin/python benchmarks/speed_quality.py
 	$(VENV)/bin/python benchmarks/corpus.py
 

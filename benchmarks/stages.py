@@ -76,8 +76,11 @@ def measure(
         "setup_seconds": time.perf_counter() - begun, "state": stages.state_bytes(subject),
     }  # fmt: skip
     record = Record(record_name, about, peaks)
-    batches = (1, 10, 100, 256) if full else (1, 4, 16)
-    remembered = (0, 100, 1000, 2000, 5000) if full else (0, 64, 256)
+    batches, remembered = (1, 4, 16), (0, 64, 256)
+    if full:
+        batches, remembered = (1, 10, 100, 256), (0, 100, 1000, 2000, 5000)
+    elif shape_name == "tiny":
+        batches, remembered = (1, 4), (0, 30)
     record.take("statistics", lambda: stages.statistics(subject))
     record.take("keys", lambda: stages.keys(subject, batches))
     record.take("solve", lambda: stages.solves(subject, remembered))

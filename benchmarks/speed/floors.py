@@ -122,7 +122,7 @@ def measure_peaks(device: torch.device, size: int | None = None) -> Peaks:
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         best = min(timed(lambda left=left, right=right: left @ right, device, 5, 2))
         operations[str(dtype).removeprefix("torch.")] = 2 * side**3 / best
-    block = torch.empty(1 << (28 if device.type == "cuda" else 25), dtype=torch.float32, device=device)
+    block = torch.empty(1 << (28 if device.type == "cuda" else 24), dtype=torch.float32, device=device)
     other = torch.empty_like(block)
     best = min(timed(lambda: other.copy_(block), device, 5, 2))
     return Peaks(operations, 2 * block.numel() * 4 / best)

@@ -1,5 +1,7 @@
 """Replays against plain forward passes of one row at a time, in float64: hidden states, anchors and gradients."""
 
+import dataclasses
+
 import pytest
 import torch
 from tests import tiny
@@ -162,6 +164,27 @@ def test_selected_rows_give_what_they_gave_in_the_whole(model, place, chosen):
         replayed(again, turned, part_rows.select(list(range(len(chosen)))[::-1])),
         plainly(model, site, turned, part_rows.select(list(range(len(chosen)))[::-1])),
     )
+
+
+def test_selecting_rows_runs_nothing(model):
+    rows = rows_of()
+    replay = open_replay(model, rows, (0, 1), "down_proj")
+    ran: list[int] = []
+    handles = [p.block.register_forward_hook(lambda *_: ran.append(1)) for p in model.layout.layers]
+    part = replay.select([3, 1])
+    for handle in handles:
+        handle.remove()
+    assert not ran and isinstance(part, TailReplay)
+
+
+def test_what_blocks_get_by_row_and_head_is_recorded_again(llama_exact):
+    """A bias [rows x heads, ...] cannot be told apart by rows; the picker says so instead of guessing."""
+    replay = BlockReplay.record(llama_exact, llama_exact.inputs(pad_batch([[1, 2, 3], [4, 5, 6]], 0)), 0)
+    (args, kwargs), *others = replay.calls
+    odd = dataclasses.replace(replay, calls=((args, {**kwargs, "alibi": torch.zeros(8, 1, 3)}), *others))
+    index = torch.tensor([1])
+    assert replay.select(index, None) is not None
+    assert odd.select(index, None) is None
 
 
 def test_rows_without_any_prefix(model):

@@ -35,11 +35,11 @@ def log_totals(log_p: Tensor, rows: Tensor, unembedding: Tensor, steps: Tensor) 
 
 
 @triton.jit
-def _tile(
+def _tile(  # type: ignore[no-untyped-def]  # Triton reads types off the arguments
     log_p, rows, unembedding, steps, highest, total, prompts, neurons, d_vocab, d_model, tiles,
     NEURONS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # Triton reads types off the arguments  # fmt: skip
+):  # fmt: skip
     # Pointers to [prompts d_vocab], [neurons d_model], [d_vocab d_model],
     # [prompts neurons], and twice [stretches prompts neurons].
     neuron = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)

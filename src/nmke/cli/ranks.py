@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,7 @@ def among_ranks() -> Iterator[bool]:
 
     with joined(rank, size):
         if rank:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 finishes its batch and then ends the others
             follow()
         yield rank > 0
 

@@ -197,7 +197,7 @@ def _obey(payload: bytes, model: EditableModel | None) -> EditableModel:
             _send(_packed(Failure(_portable(error))))
         raise
     try:
-        given = _unpacked(payload, str(model.device)).given
+        given = order.given if model.device.type == "cpu" else _unpacked(payload, str(model.device)).given
         for result in order.work(model, order.units[rank::size], *given):
             _send(_packed(result))
             left -= 1
@@ -319,16 +319,13 @@ def _unpacked(payload: bytes, device: str) -> Any:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it can be sent, else one that says the same."""
+    """One of our own errors itself, if it can be sent; else one that says the same."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RankError(f"rank {dist.get_rank()}: {type(error).__name__}: {_first(error)}")
-    return (
-        error
-        if isinstance(error, NmkeError)
-        else RankError(f"rank {dist.get_rank()}: {type(error).__name__}: {_first(error)}")
-    )
+        known = isinstance(error, NmkeError)
+    except (pickle.PickleError, TypeError, AttributeError):
+        known = False
+    return error if known else RankError(f"rank {dist.get_rank()}: {type(error).__name__}: {_first(error)}")
 
 
 def _first(error: BaseException) -> str:
