@@ -19,6 +19,7 @@ from nmke.models.replay import (
     replay_is_exact,
 )
 from nmke.models.tokens import pad_batch
+from nmke.models.tracing import first_tensor
 
 BUILDERS = {
     "llama": lambda: exact(tiny.tiny_llama, num_hidden_layers=3),
@@ -164,6 +165,26 @@ def test_selected_rows_give_what_they_gave_in_the_whole(model, place, chosen):
         replayed(again, turned, part_rows.select(list(range(len(chosen)))[::-1])),
         plainly(model, site, turned, part_rows.select(list(range(len(chosen)))[::-1])),
     )
+
+
+@pytest.mark.parametrize("place", ["block", "down_proj"])
+def test_blocks_whose_output_nobody_reads_are_recorded_on_one_row(model, place):
+    site, layers = SITES[place]
+    seen: dict[int, list[int]] = {}
+    handles = [
+        p.block.register_forward_hook(
+            lambda _m, _a, out, i=i: seen.setdefault(i, []).append(len(first_tensor(out)))
+        )
+        for i, p in enumerate(model.layout.layers)
+    ]
+    replay_is_exact(model)
+    seen.clear()
+    open_replay(
+        model, rows_of((5, 3, 7), (0, 0, 0)), layers, site
+    )  # without prefixes: one pass, the recording
+    for handle in handles:
+        handle.remove()
+    assert seen == {i: [3 if i <= layers[-1] else 1] for i in range(3)}
 
 
 def test_selecting_rows_runs_nothing(model):

@@ -60,22 +60,36 @@ class BlockReplay:
         first: int,
         last: int | None = None,
         through_norm: bool = False,
+        in_full: int | None = None,
     ) -> BlockReplay:
         """Run one forward pass without gradients and keep what the blocks `first`..`last` were called with.
 
         The pass ends behind block `last`, or behind the final norm with `through_norm`.
+
+        Args:
+            model: The model.
+            inputs: Of its forward pass.
+            first: First block to record.
+            last: Last one; None: the model's last.
+            through_norm: See above.
+            in_full: The last block whose output is wanted: those behind it run on the first row alone, only to
+                see what they are called with. None: all are.
         """
         blocks = [parts.block for parts in model.layout.layers]
         last = len(blocks) - 1 if last is None else last
         seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         start: list[Tensor] = []
+        rows = len(inputs["input_ids"])
 
         def hook_for(index: int) -> Any:
-            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 hidden, rest, named = _split_hidden(args, kwargs)
                 if index == first:
                     start.append(hidden.clone())
                 seen[index] = (rest, named)
+                if in_full is None or index <= in_full:
+                    return None
+                return _first_row(hidden, rest, named, rows)
 
             return hook
 
@@ -145,6 +159,17 @@ class _RowPicker:
         return tensor[self._rows]
 
 
+def _first_row(
+    hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A block's call for its first row alone; None where the rows cannot be told apart."""
+    cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
+    first = None if cache is None else _frozen([(c.keys[:1], c.values[:1]) for c in cache.layers])
+    pick = _RowPicker(torch.zeros(1, dtype=torch.long, device=hidden.device), rows, first)
+    call = ((hidden[:1], *pick(args)), pick(kwargs))
+    return None if pick.failed else call
+
+
 def _split_hidden(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -204,7 +229,8 @@ class TailReplay:
         )
         first_columns = torch.zeros(len(rows.ids), dtype=torch.long, device=model.device)
         with _record_columns(modules, first_columns) as seen:
-            self._replay = replace(BlockReplay.record(model, inputs, first), layout=self._layout)
+            recorded = BlockReplay.record(model, inputs, first, in_full=self.layers[-1])
+        self._replay = replace(recorded, layout=self._layout)
         if self.site == "block":
             seen = {self.layers[0]: self._replay.hidden[:, 0].clone()}
         self.anchors = seen
