@@ -34,8 +34,6 @@ from speed import literal
 from speed.floors import Stage, stage
 from speed.models import CONTEXTS, Shape, requests
 
-STEPS = 25
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -61,11 +59,16 @@ class Subject:
     def config(self, **changes: Any) -> EditConfig:
         """NMKE with the number of steps fixed: nothing stops early on random weights."""
         base = {
-            "method": "nmke", "layers": self.shape.edited, "steps": STEPS, "stop_loss": 0.0,
+            "method": "nmke", "layers": self.shape.edited, "steps": self.steps, "stop_loss": 0.0,
             "token_budget": 192 if self.device.type == "cpu" else 16_384, "covariance_rank": self.rank,
         }  # fmt: skip
         config = EditConfig.create(**{**base, **changes})
         return methods.get(config.method).fill(config)
+
+    @property
+    def steps(self) -> int:
+        """Of the target optimisation: as many as real edits take at most, fewer where a step takes a second."""
+        return 25 if self.device.type == "cuda" else 4
 
     @property
     def rank(self) -> int | None:
@@ -111,7 +114,7 @@ def statistics(subject: Subject) -> Iterator[Stage]:
 
 
 def targets(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
-    """Target values: forward and backward of the tail through the blocks behind the first edit, `STEPS` times."""
+    """Target values: forward and backward of the tail through the blocks behind the first edit, step by step."""
     shape, model, config = subject.shape, subject.model, subject.config()
     for batch in batches:
         asked = requests(batch)
@@ -125,9 +128,9 @@ def targets(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
         found = stage(
             "target values",
             lambda asked=asked: optimise_targets(model, asked, CONTEXTS, shape.edited, "down_proj", config),
-            subject.device, operations=2 * STEPS * forward, bytes=2 * STEPS * size * weights,
+            subject.device, operations=2 * subject.steps * forward, bytes=2 * subject.steps * size * weights,
             dtype=_product_type(model), repeats=subject.repeats if batch < 32 else 1, warm=int(batch < 32),
-            setting={"batch": batch, "steps": STEPS, "tail tokens": tokens},
+            setting={"batch": batch, "steps": subject.steps, "tail tokens": tokens},
         )  # fmt: skip
         found.detail["seconds_per_edit"] = found.seconds / batch
         yield found
@@ -296,7 +299,7 @@ def whole(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
 
             found = stage(
                 f"whole batch, a mask per {scope}", run, subject.device, operations=0.0, dtype=subject.model.dtype,
-                repeats=1, warm=int(batch == batches[0]), setting={"batch": batch, "steps": STEPS},
+                repeats=1, warm=int(batch == batches[0]), setting={"batch": batch, "steps": subject.steps},
             )  # fmt: skip
             found.detail |= {"seconds_per_edit": found.seconds / batch, "stages": dict(seconds)}
             yield found
