@@ -258,7 +258,8 @@ def _literal_solves(
 ) -> Iterator[Stage]:
     config, m = subject.config(), subject.shape.d_mlp
     exact = torch.float64 if m <= 8192 else torch.float32
-    keys, gram = new.T.to(exact), (past.T @ past).to(exact)
+    keys, earlier = new.T.to(exact), past.to(exact)
+    gram = earlier.T @ earlier
     moment = stats.moment.to(exact)
     weight, l2 = config.covariance_weight or 1.0, config.l2 or 1.0
     found = stage(
