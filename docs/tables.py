@@ -177,6 +177,15 @@ def _masks() -> str:
     return _table(("mask", "neurons", *SCORES, "perplexity"), rows)
 
 
+def _own() -> str:
+    """The committed record of neurons of their own beside solves in the down-projections."""
+    rows = [
+        (name, *_scored(cell["scores"]), f"{cell['perplexity']:.2f}")
+        for name, cell in _cells("research_own_neurons").items()
+    ]
+    return _table(("where it is written", *SCORES, "perplexity"), rows)
+
+
 def _corpus() -> str:
     """The committed record of two kinds of text for key statistics."""
     cells: Any = _cells("corpus")
@@ -253,4 +262,5 @@ TABLES = {
     "fifty": _fifty,
     "corpus": _corpus,
     "masks": _masks,
+    "own": _own,
 }

@@ -123,8 +123,9 @@ def surveyed(
             part = folder / f"{path.stem}.part{number}.safetensors"
             if not part.is_file():
                 found = survey(lazy.model, facts(seed, count), ("",), [metric], config, layers)
-                assert found.facts == tuple(range(count))  # one bare prompt per fact, in order
-                save_file({str(layer): scores for layer, scores in found.scores[metric].items()}, part)
+                order = sorted(range(count), key=lambda row: found.facts[row])
+                assert [found.facts[row] for row in order] == list(range(count))  # one bare prompt per fact
+                save_file({str(i): scores[order] for i, scores in found.scores[metric].items()}, part)
                 print(f"scored {part.stem}: {found.seconds[metric]:.0f} s", flush=True)
             every |= load_file(part)
         save_file(every, path)

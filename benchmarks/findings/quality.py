@@ -90,7 +90,9 @@ class Bench:
 
     def config(self, **changes: Any) -> EditConfig:
         """Settings of an edit."""
-        asked = EditConfig.create(method="nmke", layers=self.layers, seed=self.seed, **changes)
+        asked = EditConfig.create(
+            method="nmke", layers=self.layers, seed=self.seed, mask_scope="batch", targets="spread", **changes
+        )
         return resolve(asked, self.lazy.model)
 
     def targets(self) -> Targets:

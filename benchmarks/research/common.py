@@ -33,7 +33,7 @@ sys.path.insert(
 
 KEPT = REPOSITORY / "build" / "research"
 COUNTERFACT = "counterfact.jsonl.gz"
-CHUNK = 25
+CHUNK = 25  # facts of a file
 
 
 def facts(first: int, count: int, file: str = COUNTERFACT, neighbours: int = 4) -> list[EditRequest]:
@@ -100,9 +100,7 @@ def wanted(
 ) -> Wanted:
     """Targets and keys of the requests, made in parts that are kept; `ready` takes only the parts that are there."""
     config = methods.get("nmke").fill(EditConfig.create(method="nmke", layers=tuple(layers), **settings))
-    shown = json.dumps(
-        [name, [r.id for r in requests[:CHUNK]], config.model_dump(mode="json")], sort_keys=True
-    )
+    shown = json.dumps([name, [r.id for r in requests[:CHUNK]], list(layers), settings], sort_keys=True)
     folder = KEPT / f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     contexts = write_contexts(model)
