@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo test test-browser check check-format check-lint check-types check-docs bench docs clean help
+.PHONY: demo test test-browser fuzz check check-format check-lint check-types check-docs bench docs clean help
 
 VENV := .venv
 STAMP := $(VENV)/.stamp
@@ -10,6 +10,7 @@ RUN := $(VENV)/bin/python -m
 PYTHON ?=
 WORKERS ?= 2
 ARGS ?=
+SECONDS_EACH ?= 20
 REPORTS := build/reports
 export NO_MKDOCS_2_WARNING := 1
 UNMARKED := not model and not browser and not slow and not gpu
@@ -29,6 +30,11 @@ test: $(STAMP)  ## Tests on tiny models, then tests on the real default model. W
 test-browser: $(STAMP)  ## The studio in a real browser, on the real default model.
 	mkdir -p $(REPORTS)
 	$(RUN) pytest -m "browser" -rs --junitxml=$(REPORTS)/browser.xml
+
+fuzz: $(STAMP)  ## Every reader of files on damaged input, SECONDS_EACH=20, (needs the extra "fuzz").
+	for name in $$($(RUN) tests.fuzz.targets); do \
+	  echo "fuzzing $$name"; $(RUN) tests.fuzz.run $$name -max_total_time=$(SECONDS_EACH) -verbosity=0; \
+	done
 
 check: check-format check-lint check-types check-docs  ## Format, lint, types, and the documentation.
 

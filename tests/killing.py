@@ -55,7 +55,11 @@ def killer(point: int) -> Callable[..., None]:
 
 def die_at(point: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL around the n-th of: every file written, synced, renamed and removed, every statement of the ledger."""
-    strike = killer(point)
+    strike_at_writes(killer(point), monkeypatch)
+
+
+def strike_at_writes(strike: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call `strike` before and after each write; see `die_at`."""
 
     def around(owner: object, name: str) -> None:
         plain = getattr(owner, name)

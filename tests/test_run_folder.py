@@ -134,6 +134,7 @@ def test_every_file_of_a_run_is_checked(finished):
         "edits/000002.safetensors",
         "head/000003.safetensors",
         "nmke.json",
+        "reproduce.json",
     ]
 
 

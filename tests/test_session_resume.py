@@ -11,6 +11,7 @@ from tests import runs
 from nmke.config import EditConfig
 from nmke.editors.memory import SolverState
 from nmke.errors import ConfigError, NumericsError, RequestError
+from nmke.run_folder import RunFolder
 from nmke.run_memory import RunMemory
 from nmke.session import EditSession
 from nmke.stats.store import StatsStore
@@ -328,6 +329,31 @@ def test_a_run_is_not_opened_under_another_models_name(opened, tmp_path):
 def test_an_unknown_neuron_score_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'lps'"):
         runs.open_run(tmp_path / "run", attribution="lbs", method="nmke")
+
+
+def test_a_run_opened_without_settings_goes_on_with_its_own(tmp_path, store):
+    root = tmp_path / "run"
+    with runs.open_run(root, store=store, l2=0.5) as session:
+        given = session.config
+    assert RunFolder(root).recipe["layers"] == runs.LAYERS
+    for opened in (
+        EditSession.open(runs.model(), root, store=store),
+        EditSession.resume(RunFolder(root), store=store, model=runs.model()),
+    ):
+        with opened as session:
+            assert session.config == given
+    with EditSession.open(
+        runs.model(), root, config=EditConfig.create(method="memit"), store=store
+    ) as session:
+        assert session.config.method == "memit" and session.config.steps == EditConfig().steps
+
+
+def test_a_recipe_written_by_hand_reads_as_the_command_line_reads_it(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("layers: 1-2\nsteps: 3\n")
+    assert RunFolder(tmp_path).recipe == {"layers": (1, 2), "steps": 3}
+    (tmp_path / "recipe.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"recipe.yaml' is not a mapping"):
+        _ = RunFolder(tmp_path).recipe
 
 
 def test_other_settings_hold_inside_the_with_only(opened):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nmke.config import EditConfig
+    from nmke.health import HealthReport
     from nmke.models.load import EditableModel, load_model
     from nmke.session import BatchReport, EditSession
     from nmke.types import EditRequest, Neighbor
@@ -19,6 +20,7 @@ __all__ = [
     "EditRequest",
     "EditSession",
     "EditableModel",
+    "HealthReport",
     "Neighbor",
     "load_model",
 ]
@@ -30,6 +32,7 @@ _HOMES = {
     "EditRequest": "nmke.types",
     "EditSession": "nmke.session",
     "EditableModel": "nmke.models.load",
+    "HealthReport": "nmke.health",
     "Neighbor": "nmke.types",
     "load_model": "nmke.models.load",
 }

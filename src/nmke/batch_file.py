@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nmke.damage import read_as
 from nmke.editors.pipeline import BatchResult
 from nmke.editors.side import RowChanges
 from nmke.errors import LedgerError
@@ -84,16 +85,15 @@ def write_batch(path: Path, result: BatchResult, before: Before) -> str:
 def read_before(path: Path) -> Before:
     """The before-images of a batch."""
     tensors = _read(path, BATCH_SCHEMA, ("columns", "before", "length", "index", "rows"))
-    layers = sorted(int(name.split(".")[1]) for name in tensors if name.endswith(".columns"))
-    columns = {i: Columns(tensors[f"layer.{i}.columns"], tensors[f"layer.{i}.before"]) for i in layers}
-    names = [name.removesuffix(".length") for name in tensors if name.endswith(".length")]
-    return Before(
-        columns,
-        {
-            n: RowChanges(int(tensors[f"{n}.length"]), tensors[f"{n}.index"], tensors[f"{n}.rows"])
-            for n in names
-        },
-    )
+    with read_as(f"batch file {str(path)!r}"):
+        layers = sorted(int(name.split(".")[1]) for name in tensors if name.endswith(".columns"))
+        columns = {i: Columns(tensors[f"layer.{i}.columns"], tensors[f"layer.{i}.before"]) for i in layers}
+        side = [name.removesuffix(".length") for name in tensors if name.endswith(".length")]
+        return Before(columns, {name: _row_changes(tensors, name) for name in side})
+
+
+def _row_changes(tensors: Mapping[str, Tensor], name: str) -> RowChanges:
+    return RowChanges(int(tensors[f"{name}.length"]), tensors[f"{name}.index"], tensors[f"{name}.rows"])
 
 
 def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
@@ -104,17 +104,18 @@ def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
         edit: Only the rows of this edit, counted among those the batch wrote; None for all rows.
     """
     tensors = _read(path, BATCH_SCHEMA, ("keys", "owners"))
-    owners = tensors.pop("owners")
-    kept = owners >= 0 if edit is None else owners == edit
-    return {int(name.split(".")[1]): keys[kept] for name, keys in tensors.items()}
+    with read_as(f"batch file {str(path)!r}"):
+        owners = tensors.pop("owners")
+        kept = owners >= 0 if edit is None else owners == edit
+        return {int(name.split(".")[1]): keys[kept] for name, keys in tensors.items()}
 
 
 def read_columns(path: Path) -> dict[int, tuple[Int[Tensor, " touched"], int]]:
     """Per layer, the neurons that a batch wrote into, and how many neurons the layer has."""
     found = {}
     for name, index in _read(path, BATCH_SCHEMA, ("columns",)).items():
-        layer = int(name.split(".")[1])
-        with safe_open(path, framework="pt") as file:
+        with read_as(f"batch file {str(path)!r}"), safe_open(path, framework="pt") as file:
+            layer = int(name.split(".")[1])
             found[layer] = index.long(), int(file.get_slice(f"layer.{layer}.right").get_shape()[1])
     return found
 
@@ -206,13 +207,13 @@ class LayerWrite:
 def read_writes(path: Path) -> dict[int, LayerWrite]:
     """What a batch wrote, per layer."""
     tensors = _read(path, BATCH_SCHEMA, None)
-    layers = sorted({int(name.split(".")[1]) for name in tensors if name.endswith(".left")})
-    found = {}
-    for layer in layers:
-        part = {
-            name.rsplit(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"layer.{layer}.")
-        }
-        before = Columns(part["columns"], part["before"])
-        mask = part["mask"].bool() if "mask" in part else None
-        found[layer] = LayerWrite(part["left"], part["right"], part["keys"], tensors["owners"], before, mask)
-    return found
+    with read_as(f"batch file {str(path)!r}"):
+        layers = sorted({int(name.split(".")[1]) for name in tensors if name.endswith(".left")})
+        return {layer: _layer_write(tensors, layer) for layer in layers}
+
+
+def _layer_write(tensors: Mapping[str, Tensor], layer: int) -> LayerWrite:
+    part = {name.rsplit(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"layer.{layer}.")}
+    before = Columns(part["columns"], part["before"])
+    mask = part["mask"].bool() if "mask" in part else None
+    return LayerWrite(part["left"], part["right"], part["keys"], tensors["owners"], before, mask)

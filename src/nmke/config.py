@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
+import stat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ MaskName = Literal["entropy", "random", "none", "general", "specific", "overlap"
 AttributionTarget = Literal["predicted", "new", "true"]
 AttributionToken = Literal["last", "subject"]
 AUTO = "auto"
+MOST_BYTES = 2**20  # of a YAML file; the longest plan of ours has two thousand
 
 
 class EditConfig(BaseModel, frozen=True, extra="forbid"):
@@ -145,6 +148,12 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         """Names from one comma-separated text, as flags and variables give them."""
         return tuple(filter(None, re.split(r"[,\s]+", value))) if isinstance(value, str) else value
 
+    @field_validator("corpus")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        """A file by its whole path, so that the record leads to it from any folder."""
+        return str(Path(value).resolve()) if is_file(value) else value
+
     @classmethod
     def create(cls, **settings: Any) -> EditConfig:
         """An `EditConfig` from settings by name; `None` values are left at their default.
@@ -164,17 +173,40 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         return self.create(**{**self.model_dump(exclude_unset=True), **extra})
 
 
+class _PlainYaml(yaml.SafeLoader):
+    """Plain values only: an alias can make a few lines stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, "found an alias; write the value out", alias.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def is_file(name: str) -> bool:
+    """Whether there is a file of that name; text that can be no path names none."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Settings from a YAML file.
 
     Raises:
-        ConfigError: If the file is missing, not YAML, or not a mapping.
+        ConfigError: If the file is missing, not YAML, not a mapping, or over a megabyte.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            raise ValueError(f"no regular file of at most {MOST_BYTES:,} bytes")
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainYaml)
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"config {str(path)!r} cannot be read: {error}; give a YAML file of settings"
+            f"config {str(path)!r} cannot be read: {str(error)[:300]}; give a YAML file of settings"
         ) from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"config {str(path)!r} is not a mapping; write one `setting: value` per line")
@@ -195,7 +227,7 @@ def parse_layers(value: Any) -> tuple[int, ...] | None:
         return tuple(value) if isinstance(value, list | tuple) else value
     layers: list[int] = []
     for part in value.split(","):
-        span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        span = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
         if span is None:
             raise ConfigError(
                 f"layers {value!r} cannot be read; write 'auto', a range as '4-8' or a list as '4,5,6'"
@@ -221,5 +253,5 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
         elif item["type"] == "missing":
             lines.append(f"setting {name!r} is missing; give it")
         else:
-            lines.append(f"setting {name!r} is {item.get('input')!r}: {item['msg'].lower()}")
+            lines.append(f"setting {name!r} is {reprlib.repr(item.get('input'))}: {item['msg'].lower()}")
     return "; ".join(lines)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What torch's allocator for the CPU says, in a plain RuntimeError.
+_ALLOCATOR = ("can't allocate memory", "not enough memory")
+
 
 class NmkeError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -70,6 +73,13 @@ class RankError(NmkeError):
 
 class ExportError(NmkeError):
     """An export could not be written or does not reproduce the session's logits."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the process or of a device."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    said = str(error)
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(words in said for words in _ALLOCATOR)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from nmke.active_edits import EventKind
 from nmke.batch_file import Before, file_sha256, read_before, read_head, write_batch, write_head
+from nmke.damage import read_as
 from nmke.editors.pipeline import BatchResult
 from nmke.errors import LedgerError, VerifyError
 from nmke.ledger import EditRecord, Event, Ledger
+from nmke.provenance import check_provenance, write_provenance
 from nmke.run_folder import RunFolder
 from nmke.weights_state import WeightsState
 
@@ -107,6 +109,7 @@ class Journal:
         self.seen = event.seq
         with suppress(OSError):  # the next one who opens the run for writing removes it
             self._remove_old_heads(event)
+        write_provenance(self.folder, self.ledger, self.weights.model)
         return event
 
     @contextmanager
@@ -143,7 +146,7 @@ class Journal:
         with self.all_or_nothing(restore):
             for seq in reversed(events):
                 for name in filter(_is_batch, self.ledger.event(seq).files):
-                    self.weights.take_back(read_before(self.folder.root / name))
+                    self._take_back_file(name)
             expected = self.ledger.event(events[0]).hash_before
             if self.weights.content_hash() != expected:
                 raise VerifyError(
@@ -168,7 +171,7 @@ class Journal:
                     )
                 yield event
                 for name in filter(_is_batch, event.files):
-                    self.weights.take_back(read_before(self.folder.root / name))
+                    self._take_back_file(name)
         finally:
             self.weights.reset()
             self.weights.load(everything)
@@ -197,6 +200,7 @@ class Journal:
             raise VerifyError(
                 f"nmke.json was changed after event {last.id} was written; restore it from a backup"
             )
+        check_provenance(self.folder, self.ledger)
         return {"events": events, "files": files, "content_hash": found}
 
     def _restore(self) -> None:
@@ -210,7 +214,7 @@ class Journal:
                 "restore the ledger from a backup"
             )
         self.weights.reset()
-        self.weights.load(matrices)
+        install(matrices, self.weights, f"the head file of run {str(self.folder.root)!r}")
         found = self.weights.content_hash()
         if last is not None and found != last.hash_after:
             raise VerifyError(
@@ -232,6 +236,11 @@ class Journal:
                 if last is None or self.ledger.last_seq() == last.seq:
                     raise
 
+    def _take_back_file(self, name: str) -> None:
+        before = read_before(self.folder.root / name)
+        with read_as(f"batch file {name!r}"):
+            self.weights.take_back(before)
+
     def _check_file(self, event_id: str, name: str, recorded: str) -> None:
         path = self.folder.root / name
         if not path.is_file() or file_sha256(path) != recorded:
@@ -249,6 +258,22 @@ class Journal:
         for old in self.folder.head.glob("*.safetensors"):
             if f"head/{old.name}" not in event.files:
                 old.unlink(missing_ok=True)
+
+
+def install(matrices: Mapping[str, Tensor], weights: WeightsState, what: str) -> None:
+    """Put a head file's content into the model.
+
+    Args:
+        matrices: As `read_head` gives them.
+        weights: The unedited model.
+        what: The file, for the message.
+
+    Raises:
+        LedgerError: If they do not fit the model.
+    """
+    with read_as(what):
+        weights.load(matrices)
+        weights.side.try_recall()
 
 
 def _heads(event: Event) -> dict[str, str]:

@@ -12,13 +12,13 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nmke.active_edits import ActiveEdits, EventKind, Status
-from nmke.errors import LedgerError, VerifyError
+from nmke.errors import LedgerError, RequestError, VerifyError
 from nmke.types import EditRequest, Neighbor
 
 _SCHEMA = """
@@ -43,6 +43,8 @@ CREATE TRIGGER IF NOT EXISTS edits_kept BEFORE DELETE ON edits BEGIN SELECT RAIS
 _SEARCHED = """(id || char(10) || replace(json_extract(request, '$.prompt'), '{}', json_extract(request, '$.subject'))
   || char(10) || json_extract(request, '$.target_new'))"""
 Row = tuple[int, int]
+_FILE = re.compile(r"(edits|head)/\d{6,18}\.safetensors")
+_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Ledger:
         self._index = ActiveEdits()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA trusted_schema=OFF")
+            _refuse_foreign(self._db)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
@@ -117,7 +121,7 @@ class Ledger:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._db
-        except (sqlite3.Error, json.JSONDecodeError, TypeError, KeyError) as error:
+        except (sqlite3.Error, *_DAMAGE) as error:
             raise _damaged(error)(
                 f"ledger {str(self._path)!r} is damaged ({error}); restore it from a backup"
             ) from error
@@ -154,9 +158,11 @@ class Ledger:
             )
             self._db.executemany("INSERT INTO edits VALUES (?,?,?,?,?,?,?)", rows)
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:  # an interrupt too must not leave the transaction open
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.Error):
+                raise
             raise LedgerError(
                 f"event {seq} could not be written to {str(self._path)!r} ({error}); nothing was changed: "
                 "free disk space or check permissions, then run again with --resume"
@@ -224,6 +230,37 @@ class Ledger:
         with self._reading() as db:
             query = "SELECT request FROM edits WHERE seq = ? AND position = ?"
             return _request(json.loads(db.execute(query, (seq, position)).fetchone()[0]))
+
+    def find(self, edit_id: str) -> tuple[int, EditRequest]:
+        """Batch and request of an active edit, by id or a unique beginning of it; the newest that was written.
+
+        Raises:
+            RequestError: If none or several fit.
+        """
+        index = self.edits
+        fits = index.matching(edit_id)
+        if len(fits) != 1:
+            found = ", ".join(fits[:5]) or "none"
+            raise RequestError(
+                f"edit {edit_id!r} fits {len(fits)} active edits ({found}); `nmke log` lists the ids"
+            )
+        places = index.places(fits[0])
+        place = next((p for p in reversed(places) if p.status != "known"), places[-1])
+        return place.seq, self.request(place.seq, place.position)
+
+    def failed(self, edit_id: str) -> EditRequest:
+        """The active edit of that id, which did not take.
+
+        Raises:
+            RequestError: If it is not active or did not fail.
+        """
+        _, request = self.find(edit_id)
+        place = self.edits.places(request.id)[-1]
+        if place.status != "failed":
+            raise RequestError(
+                f"edit {request.id!r} is {place.status!r}; only edits that failed can be retried: undo it first"
+            )
+        return request
 
     def search(
         self, text: str = "", status: Status | None = None, *, limit: int = 100, before: Row | None = None
@@ -331,14 +368,33 @@ def _chain(seq: int, values: tuple[Any, ...], edits: Sequence[tuple[Any, ...]]) 
     return hashlib.sha256(_dump([seq, list(values), [list(row) for row in edits]]).encode()).hexdigest()
 
 
+def _refuse_foreign(db: sqlite3.Connection) -> None:
+    """Raise if the file holds tables, views or triggers that are not a ledger's: they could do anything."""
+    query = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    with closing(sqlite3.connect(":memory:")) as own:
+        own.executescript(_SCHEMA)
+        expected = set(own.execute(query).fetchall())
+    strange = set(db.execute(query).fetchall()) - expected
+    if strange:
+        kind, name, _ = min(strange)
+        raise sqlite3.DatabaseError(f"its {kind} {name[:60]!r} is no part of a ledger")
+
+
 def _event(row: tuple[Any, ...], edits: tuple[EditRecord, ...] = ()) -> Event:
     seq, name, kind, created, body, files, before, after, previous, chain = row
-    return Event(
-        seq, name, kind, created, json.loads(body), json.loads(files), before, after, previous, chain, edits
-    )
+    content, named = json.loads(body), json.loads(files)
+    if not isinstance(content, dict) or not isinstance(named, dict):
+        raise TypeError(f"event {seq} holds no object")
+    for file in named:  # a name is a path: it must not lead out of the run folder
+        if not _FILE.fullmatch(file):
+            raise ValueError(f"event {seq} names the file {file[:60]!r}")
+    return Event(seq, name, kind, created, content, named, before, after, previous, chain, edits)
 
 
 def _request(content: dict[str, Any]) -> EditRequest:
     neighbors = tuple(Neighbor(**n) for n in content.pop("neighborhood"))
     paraphrases = tuple(content.pop("paraphrases"))
+    texts = [*content.values(), *paraphrases, *(text for n in neighbors for text in (n.prompt, n.answer))]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise TypeError("a request holds something that is no text")
     return EditRequest(**content, paraphrases=paraphrases, neighborhood=neighbors)

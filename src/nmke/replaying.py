@@ -1,4 +1,4 @@
-"""What a revert edits again, found in the ledger: now, or after a process that was killed in the middle of it."""
+"""Batches to edit again, found in the ledger: for a revert, also one killed in its middle, or for a reproduction."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class PastBatch:
         return [request.id for request in self.requests]
 
 
+def past_batches(ledger: Ledger, batches: Sequence[int]) -> list[PastBatch]:
+    """These batches as they were."""
+    return without_edit(ledger, batches, "")
+
+
 def without_edit(ledger: Ledger, batches: Sequence[int], edit_id: str) -> list[PastBatch]:
     """These batches without one edit, empty ones left out."""
     found = []
@@ -36,6 +41,13 @@ def without_edit(ledger: Ledger, batches: Sequence[int], edit_id: str) -> list[P
         if requests:
             found.append(PastBatch(requests, EditConfig.create(**event.body["config"])))
     return found
+
+
+def replay_cost(ledger: Ledger, batches: Sequence[int], edit_id: str) -> dict[str, float]:
+    """What `without_edit` would take: edits to write again, and the seconds that these batches took before."""
+    events = [ledger.event(seq) for seq in batches]
+    again = [edit for event in events for edit in event.edits if edit.request.id != edit_id]
+    return {"edits": len(again), "seconds": sum(sum(e.body.get("seconds", {}).values()) for e in events)}
 
 
 def unfinished(ledger: Ledger) -> list[PastBatch]:

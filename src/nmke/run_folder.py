@@ -7,17 +7,22 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from nmke.config import parse_layers, read_config
+from nmke.damage import load_json
 from nmke.errors import LedgerError, RequestError
 from nmke.models.cache import atomic_file
 
 logger = logging.getLogger(__name__)
 SCHEMA = "nmke.run/1"
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,13 @@ class RunFolder:
 
         Raises:
             RequestError: If there is none.
+            LedgerError: If a link in it leads out of it: what is written to the run stays in its folder.
         """
         if not cls.exists(root):
             raise RequestError(
                 f"{str(root)!r} is not a run folder: it has no nmke.json; make one with `nmke edit ... -o`"
             )
+        _refuse_links(root)
         return cls(root)
 
     def read_manifest(self) -> dict[str, Any]:
@@ -120,9 +127,12 @@ class RunFolder:
             LedgerError: If it is damaged or of another schema.
         """
         try:
-            content = json.loads(self.manifest.read_text(encoding="utf-8"))
+            content = load_json(self.manifest.read_text(encoding="utf-8"))
             found = content["schema"]
-            BaseInfo(**content["base"])
+            base, contexts = BaseInfo(**content["base"]), content["contexts"]
+            texts = [base.source, base.name, base.fingerprint, base.dtype, base.revision or "", *contexts]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a field that must be a text is none")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LedgerError(
                 f"{str(self.manifest)!r} is damaged ({error!r}); restore it from a backup"
@@ -142,6 +152,23 @@ class RunFolder:
     def contexts(self) -> tuple[str, ...]:
         """The prefixes every prompt of this run is optimised under."""
         return tuple(self.read_manifest()["contexts"])
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings that were given to the run, {} when there were none.
+
+        Raises:
+            ConfigError: If `recipe.yaml` is damaged.
+        """
+        path = self.root / RECIPE
+        found = read_config(path) if path.is_file() else {}
+        return {**found, "layers": parse_layers(found["layers"])} if "layers" in found else found
+
+    def write_recipe(self, settings: Mapping[str, Any]) -> None:
+        """Keep settings for edits to come, as `recipe.yaml`."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        with atomic_file(self.root / RECIPE) as temporary:
+            temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def digest(self) -> str:
         """sha256 of `nmke.json`: what every event is bound to."""
@@ -168,6 +195,9 @@ class RunFolder:
         Args:
             named: Files to keep, relative to the folder.
         """
+        for name in (self.manifest.name, RECIPE, "reproduce.json"):
+            for path in self.root.glob(f".{name}.*.tmp"):
+                path.unlink(missing_ok=True)
         for folder in (self.edits, self.head):
             for path in [*folder.glob(".*.tmp"), *folder.glob("[0-9]*.safetensors")]:
                 if f"{folder.name}/{path.name}" not in named:
@@ -205,18 +235,34 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def _refuse_links(root: Path) -> None:
+    """Raise if a link inside the folder leads out of it."""
+    inside = root.resolve()
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise LedgerError(
+                    f"{str(path)!r} is a link that leads out of the run folder, to {str(path.resolve())!r}; a run is "
+                    "written inside its folder only: put the files there, or remove the link"
+                )
+
+
 def _refuse_occupied(root: Path) -> None:
     """Raise unless `root` is free; what a process killed while beginning a run left there does not count."""
     if not root.exists():
         return
-    if not root.is_dir() or any(not _is_leftover(path) for path in root.iterdir()):
+    if not root.is_dir() or any(not is_leftover(path) for path in root.iterdir()):
         raise LedgerError(
             f"output {str(root)!r} exists and is not empty; continue a run with --resume, "
             "replace it with --force, or choose another folder"
         )
 
 
-def _is_leftover(path: Path) -> bool:
+def is_leftover(path: Path) -> bool:
+    """Whether it is what a process killed while it began a run leaves, which counts as nothing."""
+    if path.is_symlink():
+        return False
     if path.name in ("edits", "head"):
         return path.is_dir() and not any(path.iterdir())
     return path.name == "lock" or (path.name.startswith(".nmke.json.") and path.suffix == ".tmp")

@@ -14,17 +14,34 @@ from nmke.models.load import EditableModel, load_model
 from nmke.run_folder import BaseInfo, RunFolder
 
 
-def begin_run(root: Path, model: EditableModel, config: EditConfig, revision: str | None) -> RunFolder:
+def begin_run(
+    root: Path,
+    model: EditableModel,
+    config: EditConfig,
+    revision: str | None,
+    contexts: tuple[str, ...] | None = None,
+) -> RunFolder:
     """Make the folder of a new run.
+
+    Args:
+        root: Where.
+        model: The unedited model.
+        config: Settings that were given.
+        revision: Hub revision, if one was asked for.
+        contexts: Prefixes of every prompt; None has the model write them.
 
     Raises:
         LedgerError: If something that is not an empty folder stands at `root`.
     """
     dtype = str(model.dtype).removeprefix("torch.")
     base = BaseInfo(model.source, model.name, model.fingerprint, dtype, revision)
-    contexts = write_contexts(model, config.context_tokens, config.seed)
+    contexts = contexts or write_contexts(model, config.context_tokens, config.seed)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return RunFolder.create(root, base, contexts, created, nmke.__version__)
+    folder = RunFolder.create(root, base, contexts, created, nmke.__version__)
+    given = config.model_dump(exclude_unset=True)
+    if given:
+        folder.write_recipe(given)
+    return folder
 
 
 def delete_run(root: Path) -> None:

@@ -23,7 +23,9 @@ from nmke.journal import Journal
 from nmke.ledger import EditRecord, Event, Ledger
 from nmke.models.load import EditableModel, load_model
 from nmke.progress import Progress, quiet
-from nmke.replaying import unfinished, without_edit
+from nmke.provenance import write_provenance
+from nmke.readable import check_editable
+from nmke.replaying import PastBatch, replay_cost, unfinished, without_edit
 from nmke.run_folder import RunFolder
 from nmke.run_start import begin_run, check_source, delete_run, load_base
 from nmke.stats.store import StatsStore
@@ -76,7 +78,7 @@ class EditSession:
         Args:
             source: A run folder, or a model: built-in name, folder, GGUF file, hub id, or one already loaded.
             run: Folder of the run to begin or, when it exists, to go on with; a temporary one when None.
-            config: Settings of the edits to come.
+            config: Settings of the edits to come; None takes those that the run was given before.
             force: Delete what stands at `run` and begin anew.
             store: Cache of key statistics.
             dtype: Type of a model's weights, if it is not loaded yet.
@@ -87,7 +89,6 @@ class EditSession:
             ConfigError: If the run at `run` was begun on another model than the one named.
             LedgerError: If the run belongs to other weights, or its files are damaged.
         """
-        config = config or EditConfig.create()
         loaded = source if isinstance(source, EditableModel) else None
         if loaded is None and RunFolder.exists(Path(str(source))):
             return cls.resume(RunFolder.open(Path(str(source))), config, store=store, device=device)
@@ -104,7 +105,9 @@ class EditSession:
                     check_source(folder, str(source))
                 return cls.resume(folder, config, store=store, device=device, model=loaded)
             model = loaded or load_model(str(source), dtype=dtype, device=device, revision=revision)
-            session = cls(model, begin_run(root, model, config, revision), config, store)
+            settings = config or EditConfig.create()
+            session = cls(model, begin_run(root, model, settings, revision), settings, store)
+            write_provenance(session.folder, session.ledger, model)
             opening.push(session._closing.pop_all())
             session._closing = opening.pop_all()
         return session
@@ -121,10 +124,19 @@ class EditSession:
     ) -> EditSession:
         """Open an existing run on its own base model.
 
+        Args:
+            folder: The run.
+            config: Settings of the edits to come; None takes those that the run was given before.
+            store: Cache of key statistics.
+            device: Where the base is loaded.
+            model: The base, already loaded.
+
         Raises:
+            ConfigError: If the run's `recipe.yaml` is damaged.
             LedgerError: If the base's weights are not those that the run was begun on.
         """
-        return cls(load_base(folder, device, model), folder, config or EditConfig.create(), store)
+        config = config or EditConfig.create(**folder.recipe)
+        return cls(load_base(folder, device, model), folder, config, store)
 
     def __enter__(self) -> EditSession:
         return self
@@ -133,7 +145,7 @@ class EditSession:
         self.close()
 
     def close(self) -> None:
-        """Free the lock and close the ledger; the model keeps its edited weights in memory, recalls nothing."""
+        """Free the lock and close the ledger; the model keeps its edited weights, recalls nothing."""
         self._closing.close()
 
     @contextmanager
@@ -208,16 +220,7 @@ class EditSession:
         Raises:
             RequestError: If none or several fit.
         """
-        index = self.ledger.edits
-        fits = index.matching(edit_id)
-        if len(fits) != 1:
-            found = ", ".join(fits[:5]) or "none"
-            raise RequestError(
-                f"edit {edit_id!r} fits {len(fits)} active edits ({found}); `nmke log` lists the ids"
-            )
-        places = index.places(fits[0])
-        place = next((p for p in reversed(places) if p.status != "known"), places[-1])
-        return place.seq, self.ledger.request(place.seq, place.position)
+        return self.ledger.find(edit_id)
 
     # ------------------------------------------------------------------ editing
 
@@ -254,9 +257,10 @@ class EditSession:
             stop: Asked between batches; True ends the run early, with everything so far saved.
 
         Raises:
-            RequestError: If two requests share an id, or one is in the run already and `resume` is False.
+            RequestError: If two share an id, one is in the run already without `resume`, or cannot be read.
             HealthError: If a batch crosses a stop limit; see `EditConfig.on_collapse`.
         """
+        check_editable(self.model, requests)
         self._begin_writing(progress)
         todo = batches.not_in_run(requests, self.ledger.edits, resume=resume)
         for batch in batches.cut(todo, self.config.batch_size):
@@ -267,15 +271,16 @@ class EditSession:
     def edit_batch(self, requests: Sequence[EditRequest], *, progress: Progress = quiet) -> BatchReport:
         """Edit facts together, in one batch.
 
-        Facts that the model already says are skipped and recorded as known. A fact that was edited before is
-        superseded: the old edit's keys no longer bind the solve.
+        Facts that the model says already are skipped and recorded as known; an earlier edit of the same fact is
+        superseded, its keys no longer bind the solve.
 
         Raises:
-            RequestError: If two requests ask for the same fact.
+            RequestError: If two requests ask for the same fact, or the model cannot read one.
             NumericsError: If the batch has no finite solution; the model is then unchanged.
             LedgerError: If the batch cannot be saved; the model is then unchanged.
             HealthError: If the batch crosses a stop limit; it is in the run then, unless rolled back.
         """
+        check_editable(self.model, requests)
         self._begin_writing(progress)
         report = self._writer.write(requests, self.config, progress)
         self._writer.act_on_health(report, self.config)
@@ -295,7 +300,7 @@ class EditSession:
         """
         config = resolve(replace_config(self._asked, **settings), self.model)
         self._begin_writing(progress)
-        requests = [self._failed(name) for name in ids]
+        requests = [self.ledger.failed(name) for name in ids]
         reports = []
         for batch in batches.cut(requests, config.batch_size):
             reports.append(self._writer.write(batch, config, progress))
@@ -335,13 +340,20 @@ class EditSession:
         self._journal.take_back(later, "revert", {"reverted": request.id, "replay": ids})
         return self._finish_replay(progress)
 
+    def replay(self, past: Sequence[PastBatch], *, progress: Progress = quiet) -> Iterator[BatchReport]:
+        """Edit batches as they were edited before, each with its own settings; health limits stop nothing.
+
+        Args:
+            past: Batches of a ledger, see `nmke.replaying`.
+            progress: Told about each stage.
+        """
+        self._begin_writing(progress)
+        yield from self._again(past, progress)
+
     def revert_cost(self, edit_id: str) -> dict[str, float]:
         """What `revert` would take: edits to write again, and seconds as they took before."""
         later, request = self._from_first(edit_id)
-        events = [self.ledger.event(seq) for seq in later]
-        again = [e for event in events for e in event.edits if e.request.id != request.id]
-        seconds = sum(sum(event.body.get("seconds", {}).values()) for event in events)
-        return {"edits": len(again), "seconds": seconds}
+        return replay_cost(self.ledger, later, request.id)
 
     def abandon_replay(self) -> None:
         """Give up what an interrupted revert has still to edit again; the model stays as it is."""
@@ -354,6 +366,7 @@ class EditSession:
     # ------------------------------------------------------------------ inside
 
     def _begin_writing(self, progress: Progress) -> None:
+        self.model.model.eval()  # someone may have trained with it: dropout would edit another model each time
         self._journal.begin_writing(self._closing)
         if self.pending_replay() is not None:
             self._finish_replay(progress)
@@ -361,24 +374,16 @@ class EditSession:
     def _finish_replay(self, progress: Progress) -> list[BatchReport]:
         """Edit again what a revert took back with its edit; health is recorded, its limits stop nothing."""
         past = unfinished(self.ledger)
-        if not past:
-            return []
-        reports = []
         with progress.task("editing the rest again", total=len(past)) as task:
-            for batch in past:
-                config = resolve(batch.config, self.model)
-                reports.append(self._writer.write(batch.requests, config, progress))
+            reports = []
+            for report in self._again(past, progress):
+                reports.append(report)
                 task.advance()
         return reports
 
-    def _failed(self, edit_id: str) -> EditRequest:
-        _, request = self.find(edit_id)
-        place = self.ledger.edits.places(request.id)[-1]
-        if place.status != "failed":
-            raise RequestError(
-                f"edit {request.id!r} is {place.status!r}; only edits that failed can be retried: undo it first"
-            )
-        return request
+    def _again(self, past: Sequence[PastBatch], progress: Progress) -> Iterator[BatchReport]:
+        for batch in past:
+            yield self._writer.write(batch.requests, resolve(batch.config, self.model), progress)
 
     def _from_first(self, edit_id: str) -> tuple[list[int], EditRequest]:
         """The active batches from the first one that holds this edit, and its request."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor
 
 from nmke.editors import methods
 from nmke.editors.side import RowChanges, SideMemory, unflatten
 from nmke.models.load import EditableModel
+from nmke.models.tokens import pad_batch
 
 
 class SideState:
@@ -45,6 +47,15 @@ class SideState:
         self.close()
         self._memories = dict(memories)
         self._recall()
+
+    def try_recall(self) -> None:
+        """Let the model read one word with its memories, so that one that does not fit shows at once."""
+        if self.recalled:
+            batch = pad_batch(
+                [self._model.encoder.encode("The")], self._model.encoder.pad_id, device=self._model.device
+            )
+            with torch.inference_mode():
+                self._model.model(**self._model.inputs(batch))
 
     def commit(self, memory: SideMemory) -> dict[str, RowChanges]:
         """Replace the memory of one kind.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from nmke import batches
 from nmke.active_edits import Place
@@ -13,13 +14,16 @@ from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.method import STATISTICS
 from nmke.editors.pipeline import compute_updates
+from nmke.environment import deterministic, environment
 from nmke.errors import HealthError
 from nmke.evaluation.target_scores import TargetScore, predictions
 from nmke.health import MOST_ASKED, HealthCheck, HealthReport
 from nmke.journal import Journal
 from nmke.ledger import EditRecord
+from nmke.memory_plan import smaller_plan
 from nmke.models.load import EditableModel
 from nmke.progress import Progress
+from nmke.provenance import active_facts, facts_digest
 from nmke.run_memory import RunMemory
 from nmke.run_stats import RunStats
 from nmke.stats.store import StatsStore
@@ -46,19 +50,24 @@ class BatchWriter:
 
     def write(self, requests: Sequence[EditRequest], config: EditConfig, progress: Progress) -> BatchReport:
         """Edit the requests together; see `EditSession.edit_batch`. Health is looked at, its limits are not."""
+        with deterministic(self._model.device):
+            return self._write(requests, config, progress)
+
+    def _write(self, requests: Sequence[EditRequest], config: EditConfig, progress: Progress) -> BatchReport:
         batches.check_batch(requests, config)
         batches.check_recalled(config.method, self._weights.side.recalled)
         entry = methods.entry(config.method)
+        made = self._made_from(requests)
         hash_before = self._journal.checked_hash()
         before = self._ask(requests)
         todo = [r for r, score in zip(requests, before, strict=True) if score.accuracy < 1.0]
         if not todo:
             known = batches.known_records(requests)
-            return BatchReport(self._journal.save("edit", batches.body(config), hash_before, known))
+            return BatchReport(self._journal.save("edit", batches.body(config) | made, hash_before, known))
         superseded, turn = self._superseded(todo), self._ledger.edits.count()
         statistics = self._stats.of(config, progress) if STATISTICS in entry.needs else {}
         anchors = self._stats.anchors(config, self._folder.contexts, progress)
-        with self._weights.side.off():
+        with self._weights.side.off(), smaller_plan(len(todo), config):
             result = compute_updates(
                 self._model,
                 entry.value,
@@ -78,7 +87,9 @@ class BatchWriter:
             found = batches.records(requests, before, after, result, superseded)
             drift = self._weights.drift()
             health = self._look_at_health(found, config, drift, turn)
-            body = batches.body(config, result, drift=drift, superseded=superseded, health=health)
+            body = batches.body(config, result, drift=drift, superseded=superseded, health=health) | made
+            if statistics:
+                body["statistics"] = {str(layer): one.sha256 for layer, one in statistics.items()}
             event = self._journal.save("edit", body, hash_before, found, (result, overwritten))
         masks = {layer: mask.detail for layer, mask in result.masks.items()}
         return BatchReport(event, result.seconds, masks, health)
@@ -105,6 +116,11 @@ class BatchWriter:
             f"batch {name} is saved, but the model's health crossed a limit: {reasons}; take it back with "
             "`nmke undo`, or go on with on_collapse 'continue'"
         )
+
+    def _made_from(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
+        """What else decides the batch's bits, for `nmke reproduce`."""
+        facts = facts_digest(active_facts(self._ledger), requests)
+        return {"facts_sha256": facts, "environment": environment(self._model.device)}
 
     def _ask(self, requests: Sequence[EditRequest]) -> list[TargetScore]:
         return predictions(self._model, [(r.text, r.target_new) for r in requests])

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from tests.cli.conftest import FACTS, Nmke, write_facts
 
 from nmke.evaluation.target_scores import predictions
@@ -211,3 +212,15 @@ def test_real_model_learns_a_fact(nmke: Nmke, monkeypatch: pytest.MonkeyPatch, t
     assert done.code == 0, done.err
     assert done.json["n_written"] == 1 and done.json["scores"]["teacher_forced"]["reliability"] == 1.0
     assert done.json["probes"][0]["after"]["text"].startswith("Lyon")
+
+
+def test_out_of_memory_exits_5_with_the_smaller_plan(
+    nmke: Nmke, source: Path, facts: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("nmke.editors.pipeline.optimise_targets", fail)
+    done = nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings)
+    assert done.code == 5 and "--batch-size 1 (now 2)" in done.err
+    assert not Path("run").exists(), "a run of which nothing came is not kept"

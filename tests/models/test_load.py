@@ -123,10 +123,17 @@ def test_path_that_does_not_exist_is_refused():
         load_model("./no/such/folder")
 
 
-def test_unknown_name_says_which_builtin_is_near(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RequestError, match=r"unknown model 'smollm-135m'; did you mean 'smollm2-135m'"):
-        load_model("smollm-135m")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("smollm-135m", r"unknown model 'smollm-135m'; did you mean 'smollm2-135m'"),
+        ("gpt2", r"unknown model 'gpt2'.*named with its owner, such as 'openai-community/gpt2'"),
+    ],
+)
+def test_a_bare_name_that_is_not_built_in_is_answered_without_the_hub(name, said, monkeypatch):
+    monkeypatch.setattr("nmke.models.load._read_folder", lambda *_: pytest.fail("the hub was asked"))
+    with pytest.raises(RequestError, match=said):
+        load_model(name)
 
 
 def test_hub_id_that_cannot_be_reached_is_explained(monkeypatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from nmke.environment import processor
 
 if TYPE_CHECKING:
     import torch
@@ -21,13 +22,8 @@ def machine() -> dict[str, Any]:
     """Processor, cores, threads used, load and accelerator."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
     return {
-        "processor": name,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": [round(value, 2) for value in os.getloadavg()],

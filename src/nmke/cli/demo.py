@@ -13,7 +13,7 @@ from nmke.cli.console import fact, note, say, table, working
 from nmke.cli.edit_report import health_text, print_layers
 from nmke.cli.export import agreement
 from nmke.cli.measured import measure
-from nmke.cli.opening import Loading, editing, find_place, save_recipe
+from nmke.cli.opening import Loading, editing, find_place
 from nmke.cli.probes import probe_rows, short
 from nmke.cli.report import NAME, run_page, write_report
 from nmke.cli.scoring import print_scores
@@ -43,7 +43,7 @@ def demo(
     place = find_place(MODEL, run, resume=False, force=force or _is_demo_of_default(output))
     note(f"{len(requests)} facts of ours into {MODEL} with NMKE; a few minutes on two cores")
     with editing(place, SETTINGS, Loading(), requests) as session:
-        save_recipe(session, SETTINGS)
+        session.folder.write_recipe(SETTINGS)
         outcome = edit_all(session, requests)
         _show_edits(session, requests, outcome)
         _undo_and_redo(session, outcome)

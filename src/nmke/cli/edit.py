@@ -12,7 +12,7 @@ from nmke.cli.batches import Outcome, edit_all
 from nmke.cli.checkpoints import Checkpoints
 from nmke.cli.console import print_json
 from nmke.cli.edit_report import edit_json, print_edit
-from nmke.cli.opening import Loading, editing, find_place, read_requests, save_recipe
+from nmke.cli.opening import Loading, editing, find_place, read_requests
 from nmke.cli.settings import merge, takes_settings
 from nmke.errors import HealthError
 
@@ -78,7 +78,7 @@ def edit(
     with editing(place, given, Loading(dtype, device, revision), requests) as session:
         outcome = edit_all(session, requests, resume=resume, evaluate=not no_eval, checkpoints=checkpoints)
         if outcome.reports:
-            save_recipe(session, given)
+            session.folder.write_recipe(given)
         _show(session, requests, outcome, as_json=as_json)
     _leave(outcome, strict=strict)
 

@@ -13,7 +13,7 @@ import typer
 
 from nmke.cli import options
 from nmke.cli.console import fact, note, print_json, progress, working
-from nmke.cli.opening import Loading, check_requests, is_run, load, open_run, read_cases
+from nmke.cli.opening import Loading, is_run, load, open_run, read_cases
 from nmke.cli.scoring import base_outputs, facts_label, print_scores, print_tasks, score_session
 from nmke.errors import ConfigError, unknown_name
 
@@ -140,6 +140,7 @@ def _read_when(text: str) -> str:
 
 
 def _score_run(source: str, cases: Sequence[EditCase] | None, asked: Asked, device: str) -> Found:
+    from nmke.readable import check_requests
     from nmke.types import EditCase
 
     with closing(open_run(Path(source), device)) as session:
@@ -189,6 +190,7 @@ def _score_model(model: EditableModel, cases: Sequence[EditCase], asked: Asked) 
     from nmke.evaluation.base_outputs import collect_base
     from nmke.evaluation.portability import score_cases
     from nmke.evaluation.tasks import measure_model
+    from nmke.readable import check_requests
 
     requests = [request for case in cases for request in case.final_requests]
     content_hash = hashlib.sha256(model.fingerprint.encode()).hexdigest()

@@ -32,6 +32,7 @@ from nmke.cli import (
     neurons,
     prepare,
     report,
+    reproduce,
     retry,
     studio,
     undo,
@@ -39,7 +40,7 @@ from nmke.cli import (
 )
 from nmke.cli.console import note, printable, stderr
 from nmke.cli.ranks import among_ranks
-from nmke.errors import NmkeError
+from nmke.errors import NmkeError, is_out_of_memory
 
 INTERRUPTED = 130
 OUT_OF_MEMORY = 5
@@ -91,6 +92,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "neurons": neurons.neurons,
     "inspect": inspect.inspect,
     "verify": verify.verify,
+    "reproduce": reproduce.reproduce,
     "ask": ask.ask,
     "chat": ask.chat,
     "report": report.report,
@@ -145,7 +147,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         note("interrupted; what was saved stays")
         return INTERRUPTED
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return _fail(f"out of memory: {error or type(error).__name__}; {SMALLER_PLAN}", OUT_OF_MEMORY)
     if isinstance(error, BrokenPipeError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody reads any more
@@ -174,11 +176,6 @@ def _fail(message: str, code: int) -> int:
     line = printable(" ".join(message.split()))
     stderr().print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
     return code
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmke.cli.console import working
 from nmke.cli.probes import Answer, Probe, answers, choose_probes, probes_json
+from nmke.damage import load_json
 from nmke.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def cached(root: Path, content_hash: str) -> Measured | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path.read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
             raise ValueError(f"not of schema {SCHEMA!r}")
         return Measured(**content)

@@ -13,7 +13,7 @@ import typer
 
 from nmke.cli import options
 from nmke.cli.console import fact, note, print_json, progress, say, table
-from nmke.cli.opening import Loading, check_requests, is_run, load, open_run, read_file
+from nmke.cli.opening import Loading, is_run, load, open_run, read_file
 from nmke.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def look(
     from nmke.health import heldout_texts
     from nmke.neurons import survey
     from nmke.neurons.record import survey_record
+    from nmke.readable import check_requests
 
     check_requests(model, requests)
     _check_layers(asked.layers, model.layout.n_layers)

@@ -10,18 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from nmke.cli.console import note, working
-from nmke.errors import ConfigError, NmkeError, RequestError
+from nmke.errors import ConfigError
 
 if TYPE_CHECKING:
     from nmke.config import EditConfig
     from nmke.models.load import EditableModel
     from nmke.session import EditSession
     from nmke.types import EditCase, EditRequest
-
-RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -41,10 +37,9 @@ class Place:
     @property
     def recipe(self) -> dict[str, Any]:
         """The settings that the run was begun with, {} for a new one."""
-        from nmke.config import read_config
+        from nmke.run_folder import RunFolder
 
-        path = None if self.root is None or self.force else self.root / RECIPE
-        return read_config(path) if path is not None and path.is_file() else {}
+        return {} if self.root is None or self.force else RunFolder(self.root).recipe
 
 
 @dataclass(frozen=True)
@@ -89,17 +84,12 @@ def find_place(source: str, output: Path | None, *, resume: bool, force: bool) -
         return Place(Path(source), None)
     if output is None:
         return Place(None, source)
-    if output.exists() and (not output.is_dir() or any(not _is_leftover(path) for path in output.iterdir())):
+    from nmke.run_folder import is_leftover
+
+    if output.exists() and (not output.is_dir() or any(not is_leftover(path) for path in output.iterdir())):
         _check_existing(source, output, resume=resume, force=force)
         return Place(output, source, force=True) if force else Place(output, None)
     return Place(output, source)
-
-
-def _is_leftover(path: Path) -> bool:
-    """Whether it is what a process killed while it began a run leaves, which counts as nothing."""
-    if path.name in ("edits", "head"):
-        return path.is_dir() and not any(path.iterdir())
-    return path.name == "lock" or path.name.startswith(".nmke.json.")
 
 
 def _check_existing(source: str, output: Path, *, resume: bool, force: bool) -> None:
@@ -138,6 +128,7 @@ def editing(
     from nmke.attribution import neuron_scores
     from nmke.config import EditConfig
     from nmke.editors import methods
+    from nmke.readable import check_editable
     from nmke.session import EditSession, resolve
 
     config = EditConfig.create(**settings)
@@ -146,11 +137,11 @@ def editing(
     if place.model is None:
         assert place.root is not None
         session, began = open_run(place.root, loading.device, config), False
-        check_requests(session.model, requests)
+        check_editable(session.model, requests)
     else:
         model = load(place.model, loading)
         resolve(config, model)
-        check_requests(model, requests)
+        check_editable(model, requests)
         root = place.root or default_output(model.name)
         with working("preparing the run"):
             session = EditSession.open(
@@ -168,13 +159,6 @@ def editing(
         session.close()
 
 
-def save_recipe(session: EditSession, settings: Mapping[str, Any]) -> None:
-    """Keep the settings that were given in the run, for edits to come."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    path = session.folder.root / RECIPE
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
 def load(source: str, loading: Loading) -> EditableModel:
     """The model, with a word on stderr while it loads."""
     with working(f"loading {source}"):
@@ -189,11 +173,8 @@ def open_run(root: Path, device: str = "auto", config: EditConfig | None = None)
 
     folder = RunFolder.open(root)
     with working(f"loading {folder.base.name} with the edits of {root}"):
-        from nmke.config import EditConfig
         from nmke.session import EditSession
 
-        if config is None:
-            config = EditConfig.create(**Place(root, None).recipe)
         return EditSession.resume(folder, config, device=device)
 
 
@@ -253,29 +234,3 @@ def read_cases(facts: Path, limit: int | None = None) -> list[EditCase]:
     for remark in read.notes:
         note(f"note: {remark}")
     return list(read.cases)
-
-
-def check_requests(model: EditableModel, requests: Sequence[EditRequest]) -> None:
-    """Refuse requests that the model cannot read, before anything is written.
-
-    Raises:
-        RequestError: Names the edit.
-    """
-    encoder, limit = model.encoder, model.context_length
-    seen: set[str] = set()
-    for request in requests:
-        if request.id in seen:
-            raise RequestError(f"edit id {request.id!r} occurs twice; give every fact its own id")
-        seen.add(request.id)
-        prompts = [request.text, *request.paraphrases, *(n.prompt for n in request.neighborhood)]
-        try:
-            encoder.subject_last_index(request.text, request.subject_end)
-            target = encoder.encode_target(request.text, request.target_new)
-            longest = max(len(encoder.encode(prompt)) for prompt in prompts) + len(target)
-        except NmkeError as error:
-            raise RequestError(f"edit {request.id!r}: {error}") from error
-        if limit is not None and longest > limit:
-            raise RequestError(
-                f"edit {request.id!r}: prompt {request.text[:60]!r} and target have {longest} tokens, "
-                f"the model reads {limit}; shorten the prompt"
-            )

@@ -20,7 +20,15 @@ from nmke.errors import ConfigError
 
 PREFIX = "NMKE_"
 # Variables that are not settings of an edit.
-OTHER_VARIABLES = ("NMKE_CACHE", "NMKE_DATA", "NMKE_WHEELS", "NMKE_DTYPE", "NMKE_DEVICE", "NMKE_TOKEN")
+OTHER_VARIABLES = (
+    "NMKE_CACHE",
+    "NMKE_DATA",
+    "NMKE_WHEELS",
+    "NMKE_DTYPE",
+    "NMKE_DEVICE",
+    "NMKE_TOKEN",
+    "NMKE_DETERMINISTIC",
+)
 GROUPS = {
     "method": "Method",
     "steps": "Target values",
@@ -71,11 +79,8 @@ def merge(
     given = {**(recipe or {}), **from_file, **from_environment(), **flags}
     if "layers" in given:
         given["layers"] = parse_layers(given["layers"])
-    if Path(str(given.get("corpus", ""))).is_file():
-        given["corpus"] = str(Path(given["corpus"]).resolve())
-    given = {name: value for name, value in given.items() if value is not None}
-    EditConfig.create(**given)
-    return given
+    config_of_all = EditConfig.create(**given)
+    return {name: getattr(config_of_all, name) for name, value in given.items() if value is not None}
 
 
 def from_environment() -> dict[str, str]:

@@ -9,7 +9,7 @@ import typer
 
 from nmke.cli import options
 from nmke.cli.console import fact, working
-from nmke.cli.opening import Loading, editing, find_place, save_recipe
+from nmke.cli.opening import Loading, editing, find_place
 from nmke.cli.settings import merge, takes_settings
 from nmke.errors import ConfigError, RequestError
 
@@ -57,7 +57,7 @@ def studio(
     given = merge(settings, config, place.recipe)
     with editing(place, given, Loading(dtype, device, revision), []) as session:
         if given and place.model is not None:
-            save_recipe(session, given)
+            session.folder.write_recipe(given)
         _serve(session, access)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nmke.damage import load_json
 from nmke.errors import LedgerError, RequestError
 from nmke.evaluation.target_scores import TOKEN_BUDGET, Pair, predictions
 from nmke.models.load import EditableModel
@@ -67,7 +68,7 @@ class BaseOutputs:
             LedgerError: If the file is missing, damaged or of another schema.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = load_json(path.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
                 raise ValueError(f"schema {content['schema']!r}, not {SCHEMA!r}")
             return cls(
@@ -76,7 +77,7 @@ class BaseOutputs:
                 facts=content["facts"],
                 model=content["model"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LedgerError(
                 f"base outputs {str(path)!r} cannot be used ({error}); remove the file to compute them again"
             ) from error

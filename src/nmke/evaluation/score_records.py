@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from nmke.damage import load_json
 from nmke.errors import LedgerError
 from nmke.evaluation.base_outputs import facts_hash
 from nmke.evaluation.score_table import ScoreTable
@@ -66,7 +67,7 @@ def read_scores(root: Path) -> list[ScoreRecord]:
     found = []
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = load_json(path.read_text(encoding="utf-8"))
             if content.pop("schema") != SCHEMA:
                 raise ValueError(f"not of schema {SCHEMA!r}")
             found.append(ScoreRecord(**content))

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nmke.batch_file import Columns
+from nmke.damage import load_json
 from nmke.errors import ExportError
 from nmke.export.base import (
     Answers,
@@ -131,7 +132,7 @@ def read_delta(path: Path) -> Delta:
                 f"{str(file)!r} has schema {found!r}, expected {SCHEMA!r}; give what `nmke export --to delta` wrote"
             )
         fingerprint, source, dtype, hashes, content_hash = (metadata[key] for key in _KEYS)
-        base_sha256 = dict(json.loads(hashes))
+        base_sha256 = dict(load_json(hashes))
         columns = {
             name: Columns(tensors.pop(f"{name}.columns"), tensors.pop(f"{name}.values"))
             for name in base_sha256

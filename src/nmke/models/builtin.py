@@ -127,7 +127,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / MANIFEST).read_text())["files"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

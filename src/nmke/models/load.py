@@ -7,7 +7,6 @@ structure through `layout.py`.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -18,9 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nmke.errors import ConfigError, LayoutError, MemoryPlanError, NumericsError, RequestError, unknown_name
+from nmke.errors import (
+    ConfigError,
+    LayoutError,
+    MemoryPlanError,
+    NmkeError,
+    NumericsError,
+    RequestError,
+    is_out_of_memory,
+    unknown_name,
+)
 from nmke.models.builtin import BUILTIN_MODELS, builtin_folder, no_progress_bars, read_gguf
 from nmke.models.cache import weights_fingerprint
+from nmke.models.files import check_gguf, check_sizes, weight_files
 from nmke.models.generate import Decoding, continue_prompts, first_line
 from nmke.models.mirror import Mirror
 from nmke.models.tokens import TextEncoder, TokenBatch
@@ -30,7 +39,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 SPREAD = "spread"  # as a device: the layers over all devices, by accelerate
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+BARE_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass
@@ -216,9 +226,16 @@ def _find(source: str) -> Path | None:
         return path.resolve()
     if path.is_file():
         with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return path.resolve()
+            is_gguf = file.read(4) == b"GGUF"
+        if is_gguf:
+            check_gguf(path)
+            return path.resolve()
         raise RequestError(f"{source!r} is a file, but not in GGUF format; name a GGUF file or a folder")
+    if BARE_NAME.fullmatch(source) and path.suffix.lower() != ".gguf":
+        raise RequestError(
+            f"{unknown_name('model', source, BUILTIN_MODELS)}, or a folder; a model on the hub is named with its "
+            "owner, such as 'openai-community/gpt2'"
+        )
     if not HUB_ID.fullmatch(source) or path.suffix.lower() == ".gguf":
         raise RequestError(
             f"no model at {source!r}: there is no such folder or file, and it is no hub id; check the path, "
@@ -243,15 +260,12 @@ def _check_folder(folder: Path) -> None:
     missing = _missing_weights(folder)
     if missing:
         raise RequestError(f"model folder {str(folder)!r} has no {missing[0]}; copy the weights again")
+    check_sizes(folder)
 
 
 def _missing_weights(folder: Path) -> list[str]:
     """Names of the safetensors files that should be in the folder and are not."""
-    index = folder / "model.safetensors.index.json"
-    expected = {"model.safetensors"}
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        expected = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return sorted(name for name in expected if not (folder / name).is_file())
+    return sorted(name for name in weight_files(folder) if not (folder / name).is_file())
 
 
 def _read_folder(
@@ -296,13 +310,15 @@ def _explained(source: str, path: Path | None) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise RequestError(f"the weights of {source!r} are damaged ({error}); copy them again") from error
-    except torch.OutOfMemoryError as error:
-        raise MemoryPlanError(
-            f"{source!r} does not fit on the device; use dtype='bfloat16', device_map='auto', or device='cpu'"
-        ) from error
+    except NmkeError:
+        raise
     except OSError as error:
         raise RequestError(_not_found(source, path, error)) from error
-    except (ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # what a config.json of a stranger makes a library raise can be anything
+        if is_out_of_memory(error):
+            raise MemoryPlanError(
+                f"{source!r} does not fit on the device; use dtype='bfloat16', device_map='auto', or device='cpu'"
+            ) from error
         raise LayoutError(
             f"{source!r} cannot be loaded as a causal language model ({first_line(str(error))}); "
             "a model that needs its own code, or is not causal, cannot be edited"
@@ -313,8 +329,6 @@ def _not_found(source: str, path: Path | None, error: OSError) -> str:
     reason = first_line(str(error))
     if path is not None:
         return f"model {str(path)!r} cannot be read ({reason}); save model and tokenizer there again"
-    if "/" not in source:
-        return f"{unknown_name('model', source, BUILTIN_MODELS)}, a hub id or a local path ({reason})"
     return f"hub model {source!r} cannot be read ({reason}); check id, network, HF_TOKEN, HF_HUB_OFFLINE"
 
 

@@ -6,8 +6,10 @@ Source: ROME (arXiv:2202.05262, eq. 2) for the moment, AlphaEdit (arXiv:2410.023
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -175,6 +177,11 @@ class LayerStats:
         if self._mean_squares is None:
             self._mean_squares = self.moment.diagonal().clone()
         return self._mean_squares
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the moment's bytes."""
+        return hashlib.sha256(self.moment.cpu().contiguous().numpy().data).hexdigest()
 
     @property
     def projector(self) -> NullSpaceProjector:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,6 +84,7 @@ class StatsStore:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_dir() / "stats"
+        self._unsaved: dict[StatsKey, KeyCovariance] = {}  # what the disk would not take
 
     def path(self, key: StatsKey) -> Path:
         """Where the statistics of `key` stand or would stand."""
@@ -94,11 +96,21 @@ class StatsStore:
         Raises:
             StatsError: If the file is damaged or belongs to something else.
         """
-        return _load(self.path(key), key)
+        return self._unsaved.get(key) or _load(self.path(key), key)
 
     def save(self, key: StatsKey, covariance: KeyCovariance) -> None:
-        """Write the statistics whole or not at all."""
-        _save(self.path(key), covariance, {**asdict(key), "count": covariance.count})
+        """Write the statistics whole or not at all; where the disk refuses, they last as long as this store."""
+        try:
+            _save(self.path(key), covariance, {**asdict(key), "count": covariance.count})
+        except (OSError, SafetensorError) as error:
+            self._unsaved[key] = covariance
+            logger.warning(
+                "key statistics of layer %d cannot be kept in %s (%s): they are gathered again next time; "
+                "set NMKE_CACHE to a folder that can be written",
+                key.layer,
+                self.root,
+                error,
+            )
 
     def keys_for(self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec) -> dict[int, StatsKey]:
         """The cache key of each layer."""
@@ -107,7 +119,8 @@ class StatsStore:
 
     def missing(self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec) -> list[int]:
         """The layers that have no statistics yet."""
-        return [i for i, key in self.keys_for(model, layers, spec).items() if not self.path(key).exists()]
+        keys = self.keys_for(model, layers, spec)
+        return [i for i, key in keys.items() if key not in self._unsaved and not self.path(key).exists()]
 
     def prepare(
         self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec, progress: Progress = quiet
@@ -142,7 +155,10 @@ class StatsStore:
                 f"{SELF_WRITTEN}:{spec.tokens}:{spec.seed}", tuple(json.loads(path.read_text("utf-8")))
             )
         corpus = self_written(model, spec.tokens, spec.seed, progress)
-        with atomic_file(path) as temporary:
+        with (
+            suppress(OSError),
+            atomic_file(path) as temporary,
+        ):  # a cache that cannot be written is said once, later
             temporary.write_text(json.dumps(corpus.texts), "utf-8")
         return corpus
 
@@ -173,10 +189,12 @@ class StatsStore:
                 task.advance(len(stretch))
                 if end < len(windows):
                     for i, key in keys.items():
-                        _save(partials[i], totals[i], {**asdict(key), "count": totals[i].count, "next": end})
+                        with suppress(OSError, SafetensorError):  # said when all is gathered
+                            _save(partials[i], totals[i], {**asdict(key), "count": totals[i].count, "next": end})
         for i, key in keys.items():
             self.save(key, totals[i])
-            partials[i].unlink(missing_ok=True)
+            with suppress(OSError):
+                partials[i].unlink(missing_ok=True)
 
     def _resume(
         self, model: EditableModel, keys: dict[int, StatsKey], partials: dict[int, Path]

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nmke.damage import load_json
 from nmke.errors import LedgerError
 from nmke.models.cache import atomic_file
 
@@ -204,12 +205,12 @@ def now() -> str:
 
 def _read(path: Path) -> Job:
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        payload = json.loads((path.parent / "payload.json").read_text(encoding="utf-8"))
+        saved = load_json(path.read_text(encoding="utf-8"))
+        payload = load_json((path.parent / "payload.json").read_text(encoding="utf-8"))
         job = Job(**{name: saved[name] for name in _SAVED}, payload=payload)
         if job.state not in get_args(State) or job.kind not in get_args(Kind):
             raise ValueError(f"state {job.state!r}, kind {job.kind!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LedgerError(
             f"job {str(path.parent)!r} cannot be read ({error!r}); move the folder away to forget the job"
         ) from error

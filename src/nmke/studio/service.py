@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nmke.cli.opening import check_requests
 from nmke.config import EditConfig
 from nmke.errors import ConfigError, RequestError
 from nmke.ledger import EditRecord, Event, Ledger, Row
 from nmke.models.chat import Listener, Reply, reply
 from nmke.models.generate import Decoding
 from nmke.models.tokens import TextEncoder
+from nmke.readable import check_editable
 from nmke.session import EditSession
 from nmke.studio.gate import Gate
 from nmke.studio.jobs import Job, JobStore
@@ -122,7 +122,7 @@ class Studio:
         for request in requests:
             self.limits.check_prompt(request.text)
         with self._checking:
-            check_requests(self._checker, requests)
+            check_editable(self._checker, requests)
 
     # ------------------------------------------------------------------ the record
 

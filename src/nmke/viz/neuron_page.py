@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmke.damage import load_json
 from nmke.errors import RequestError
 from nmke.viz.figures import Axis, Figure, Heat, Series, Value, numbers
 from nmke.viz.report import Cell, Section, Table
@@ -26,7 +26,7 @@ def read_neurons(path: Path) -> dict[str, Any]:
         RequestError: If it is missing, damaged or of another schema.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path.read_text(encoding="utf-8"))
         found = content["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(

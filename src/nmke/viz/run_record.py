@@ -18,9 +18,7 @@ from nmke.active_edits import Status
 from nmke.batch_file import read_columns
 from nmke.evaluation.score_records import ScoreRecord, read_scores
 from nmke.ledger import EditRecord, Event, Ledger
-from nmke.run_folder import BaseInfo, RunFolder
-
-RECIPE = "recipe.yaml"
+from nmke.run_folder import RECIPE, BaseInfo, RunFolder
 
 
 @dataclass(frozen=True)
