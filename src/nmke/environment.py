@@ -32,6 +32,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "device": torch.cuda.get_device_name(device) if on_cuda else device.type,
         "deterministic": not on_cuda or wants_determinism(),
     }

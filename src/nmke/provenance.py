@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nmke.config import EditConfig
-from nmke.damage import load_json
+from nmke.damage import load_json, reason
 from nmke.environment import environment
 from nmke.errors import VerifyError
 from nmke.ledger import Event, Ledger
@@ -86,7 +86,9 @@ def check_provenance(folder: RunFolder, ledger: Ledger) -> None:
         said = {name: content[name] for name in ("schema", "ledger_chain", "content_hash", "facts_sha256")}
         fingerprint = content["model"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VerifyError(f"{str(path)!r} is damaged ({error!r}); restore the run from a backup") from error
+        raise VerifyError(
+            f"{str(path)!r} is damaged ({reason(error)}); restore the run from a backup"
+        ) from error
     expected = {
         "schema": SCHEMA,
         "ledger_chain": last.chain,

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from nmke.config import parse_layers, read_config
-from nmke.damage import load_json
+from nmke.damage import load_json, reason
 from nmke.errors import LedgerError, RequestError
 from nmke.models.cache import atomic_file
 
@@ -135,7 +135,7 @@ class RunFolder:
                 raise TypeError("a field that must be a text is none")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LedgerError(
-                f"{str(self.manifest)!r} is damaged ({error!r}); restore it from a backup"
+                f"{str(self.manifest)!r} is damaged ({reason(error)}); restore it from a backup"
             ) from error
         if found != SCHEMA:
             raise LedgerError(

@@ -1,17 +1,18 @@
 """Saved inputs for every target: what is good, what is cut, and what once broke a reader.
 
 Found with these, and mended:
-- settings, plan: YAML aliases that stand for gigabytes (a hang in the error message), layers up to
-  99,999,999,999 (all of memory), nesting of thousands
-  (RecursionError), impossible dates and numbers of 5,000 digits (ValueError), a text in place of layers.
+- settings, plan: YAML aliases that stand for gigabytes (a hang in the error message), layers up to 99,999,999,999
+  (all of memory), nesting of thousands (RecursionError), impossible dates and numbers of 5,000 digits (ValueError), a text in
+  place of layers.
 - ledger: views and triggers of a stranger run by our own queries, names of files that lead out of the run folder,
   bodies and requests that are no objects (AttributeError), JSON nested too deeply (RecursionError).
-- manifest, scores, base outputs: nesting (RecursionError), lists and numbers where texts belong (AttributeError later).
+- manifest, scores, base outputs: nesting (RecursionError), lists and numbers where texts belong (AttributeError later);
+  a file that is no UTF-8 stood in the error message as a whole.
 - batch, head: tensors without their partners (KeyError), names without a layer (ValueError), columns and rows out of
   range (IndexError), side memories of the wrong form (a traceback at the first question).
 - gguf: counts of 2^60 tensors, keys and list entries (no end), sizes of tensors beyond the file.
 - model config: a billion layers, a vocabulary larger than the weights (no end, all of memory), an activation that is a
-  number (TypeError).
+  number, no heads (TypeError, ZeroDivisionError).
 - model index: files outside of the folder; a list, or nothing (KeyError, AttributeError).
 """
 

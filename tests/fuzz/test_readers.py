@@ -72,7 +72,12 @@ def test_saved_inputs_read_or_explain(
 
 
 @pytest.mark.parametrize("name", QUICK)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_varied_inputs_read_or_explain(name: str, tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(data.draw(st.sampled_from([v for v in INPUTS[name].values() if 0 < len(v) < 60_000])))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmke.cli.console import working
 from nmke.cli.probes import Answer, Probe, answers, choose_probes, probes_json
-from nmke.damage import load_json
+from nmke.damage import load_json, reason
 from nmke.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def cached(root: Path, content_hash: str) -> Measured | None:
         return Measured(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LedgerError(
-            f"{str(path)!r} cannot be used ({error!r}); remove it, and the report measures again"
+            f"{str(path)!r} cannot be used ({reason(error)}); remove it, and the report measures again"
         ) from error
 
 

@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from nmke.damage import reason
 from nmke.errors import RequestError
 
 INDEX = "model.safetensors.index.json"
@@ -112,7 +113,7 @@ def _weights(path: Path) -> tuple[int, int]:
         return len(shapes), min(sum(math.prod(map(int, shape)) for shape in shapes), size)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
-            f"the weights of {str(path.parent)!r} are damaged ({path.name}: {error!r}); copy them again"
+            f"the weights of {str(path.parent)!r} are damaged ({path.name}: {reason(error)}); copy them again"
         ) from error
 
 

@@ -190,7 +190,9 @@ class StatsStore:
                 if end < len(windows):
                     for i, key in keys.items():
                         with suppress(OSError, SafetensorError):  # said when all is gathered
-                            _save(partials[i], totals[i], {**asdict(key), "count": totals[i].count, "next": end})
+                            _save(
+                                partials[i], totals[i], {**asdict(key), "count": totals[i].count, "next": end}
+                            )
         for i, key in keys.items():
             self.save(key, totals[i])
             with suppress(OSError):

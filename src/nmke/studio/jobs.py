@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from nmke.damage import load_json
+from nmke.damage import load_json, reason
 from nmke.errors import LedgerError
 from nmke.models.cache import atomic_file
 
@@ -212,7 +212,7 @@ def _read(path: Path) -> Job:
             raise ValueError(f"state {job.state!r}, kind {job.kind!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LedgerError(
-            f"job {str(path.parent)!r} cannot be read ({error!r}); move the folder away to forget the job"
+            f"job {str(path.parent)!r} cannot be read ({reason(error)}); move the folder away to forget the job"
         ) from error
     if job.state == "running":  # the process was killed meanwhile
         job.state = "queued"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nmke.damage import load_json
+from nmke.damage import load_json, reason
 from nmke.errors import RequestError
 from nmke.viz.figures import Axis, Figure, Heat, Series, Value, numbers
 from nmke.viz.report import Cell, Section, Table
@@ -30,7 +30,8 @@ def read_neurons(path: Path) -> dict[str, Any]:
         found = content["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"neuron record {str(path)!r} cannot be read ({error!r}); make one with `nmke neurons MODEL -o {path.name}`"
+            f"neuron record {str(path)!r} cannot be read ({reason(error)}); make one with "
+            f"`nmke neurons MODEL -o {path.name}`"
         ) from error
     if found != SCHEMA:
         raise RequestError(f"neuron record {str(path)!r} has schema {found!r}, this version reads {SCHEMA!r}")
