@@ -2,8 +2,8 @@
 
 Found with these, and mended:
 - settings, plan: YAML aliases that stand for gigabytes (a hang in the error message), layers up to 99,999,999,999
-  (all of memory), nesting of thousands (RecursionError), impossible dates and numbers of 5,000 digits (ValueError), a text in
-  place of layers.
+  (all of memory), nesting of thousands (RecursionError), impossible dates and numbers of 5,000 digits (ValueError),
+  a text in place of layers.
 - ledger: views and triggers of a stranger run by our own queries, names of files that lead out of the run folder,
   bodies and requests that are no objects (AttributeError), JSON nested too deeply (RecursionError).
 - manifest, scores, base outputs: nesting (RecursionError), lists and numbers where texts belong (AttributeError later);

@@ -122,11 +122,11 @@ def _object(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(
-            f"model folder {str(path.parent)!r} cannot be read: {path.name} is no JSON ({error}); copy it again"
+            f"model folder {str(path.parent)!r} cannot be read ({path.name} is no JSON: {error}); copy it again"
         ) from error
     if not isinstance(found, dict):
         raise RequestError(
-            f"model folder {str(path.parent)!r} cannot be read: {path.name} holds no JSON object; copy it again"
+            f"model folder {str(path.parent)!r} cannot be read ({path.name} holds no JSON object); copy it again"
         )
     return found
 
