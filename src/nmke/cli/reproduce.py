@@ -71,8 +71,11 @@ def _print(found: Reproduction, output: Path | None) -> None:
     }[found.comparison]
     fact("edited", f"{found.batches} batches again, from the record of {found.run}")
     fact("compared", how)
-    for name, (then, now) in found.scores.items():
-        fact(name if len(name) < 10 else "", f"{name} {then:.3f} recorded, {now:.3f} again")
+    if found.scores:
+        pairs = found.scores.items()
+        fact(
+            "scores", "\n".join(f"{name} {then:.3f} recorded, {now:.3f} again" for name, (then, now) in pairs)
+        )
     fact("hash", f"{found.content_hash[0][:12]} recorded, {found.content_hash[1][:12]} again")
     fact("result", "reproduced" if found.reproduced else "not reproduced")
     if output is not None:
