@@ -86,3 +86,12 @@ def test_files_that_hold_no_settings_are_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_config(path)
+
+
+def test_a_corpus_file_is_kept_by_its_whole_path_and_a_name_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.txt", "self"):
+        (tmp_path / name).write_text("words")
+    assert EditConfig.create(corpus="text.txt").corpus == str(tmp_path / "text.txt")
+    for name in ("self", "hf:wikitext", "gone.txt"):
+        assert EditConfig.create(corpus=name).corpus == name

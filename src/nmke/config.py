@@ -152,7 +152,8 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _absolute(cls, value: str) -> str:
         """A file by its whole path, so that the record leads to it from any folder."""
-        return str(Path(value).resolve()) if is_file(value) else value
+        is_name = value == cls.model_fields["corpus"].default
+        return str(Path(value).resolve()) if is_file(value) and not is_name else value
 
     @classmethod
     def create(cls, **settings: Any) -> EditConfig:
