@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nmke.environment import processor
-
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +19,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 def machine() -> dict[str, Any]:
     """Processor, cores, threads used, load and accelerator."""
     import torch
+
+    from nmke.environment import processor
 
     return {
         "processor": processor(),
