@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo test test-browser fuzz check check-format check-lint check-types check-docs bench docs clean help
+.PHONY: demo test test-browser fuzz test-lowest test-latest dist pictures check check-format check-lint check-types check-docs bench docs clean help
 
 VENV := .venv
 STAMP := $(VENV)/.stamp
@@ -16,7 +16,7 @@ export NO_MKDOCS_2_WARNING := 1
 UNMARKED := not model and not browser and not slow and not gpu
 
 help:  ## Say what each target does.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
+	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+)[^#]*## /make \1\t/' | expand -t 20
 
 demo: $(STAMP)  ## Edit real facts into a real model, undo a batch, leave a model behind (ARGS=... are passed on).
 	$(VENV)/bin/nmke demo $(ARGS)
@@ -35,6 +35,29 @@ fuzz: $(STAMP)  ## Every reader of files on damaged input, SECONDS_EACH=20, (nee
 	for name in $$($(RUN) tests.fuzz.targets); do \
 	  echo "fuzzing $$name"; $(RUN) tests.fuzz.run $$name -max_total_time=$(SECONDS_EACH) -verbosity=0; \
 	done
+
+# Environments of their own, apart from .venv, resolved by uv without the constraints file. UV_TORCH_BACKEND=cpu
+# takes PyTorch's CPU build where its index can be reached; PYTHON= names another interpreter.
+test-lowest: RESOLUTION := lowest-direct
+test-latest: RESOLUTION := highest
+test-lowest test-latest: test-%: build/uv/bin/uv  ## The unmarked tests on the lowest versions that pyproject.toml allows (on the latest).
+	build/uv/bin/uv venv --quiet --clear $(if $(PYTHON),--python $(PYTHON)) build/$*
+	build/uv/bin/uv pip install --quiet --python build/$*/bin/python --resolution $(RESOLUTION) -e ".[dev]"
+	OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -m "$(UNMARKED)" -n $(WORKERS)
+
+dist: build/uv/bin/uv  ## Wheel and sdist into dist/; then the wheel in an empty environment edits a fact.
+	rm -rf dist
+	build/uv/bin/uv build --quiet --out-dir dist
+	build/uv/bin/uv venv --quiet --clear $(if $(PYTHON),--python $(PYTHON)) build/wheel
+	build/uv/bin/uv pip install --quiet --python build/wheel/bin/python dist/*.whl
+	cd build && wheel/bin/nmke --version && wheel/bin/nmke demo --limit 2 --force -o wheel-demo
+
+build/uv/bin/uv:
+	$(or $(PYTHON),python3) -m venv build/uv
+	build/uv/bin/pip install --disable-pip-version-check --quiet uv
+
+pictures: $(STAMP)  ## Draw the pictures of the documentation from the committed records.
+	$(VENV)/bin/python docs/pictures.py
 
 check: check-format check-lint check-types check-docs  ## Format, lint, types, and the documentation.
 

@@ -14,6 +14,7 @@ from typing import Any
 from nmke import errors
 from nmke.config import EditConfig
 
+ROOT = Path(__file__).parents[1]
 SCORES = ("reliability", "generalization", "locality")
 MARK = re.compile(r"<!-- table: ([a-z]+) -->")
 
@@ -196,9 +197,69 @@ def _corpus() -> str:
     return _table(("text", "tokens", "method", *SCORES, "perplexity"), rows)
 
 
+def _quick() -> str:
+    """The committed quick look at every method: ten facts in one batch."""
+    rows = [
+        (f"`{name}`", *_scored(row["scores"]), f"{row['seconds_per_edit']:.1f}")
+        for name, row in sorted(_record("baselines_smoke")["rows"].items())
+    ]
+    return _table(("method", *SCORES, "s per edit (busy machine)"), rows)
+
+
+def _leaderboard() -> str:
+    """The last checkpoint of every committed cell of the leaderboard; a sentence while there is none."""
+    from nmke.bench.record import read_cells
+
+    folder = ROOT / "benchmarks" / "leaderboard"
+    cells = [cell for cell in read_cells(folder) if cell.last] if (folder / "cells").is_dir() else []
+    if not cells:
+        return "The leaderboard over longer streams has no committed cell yet: [Benchmarks](benchmarks.md)."
+    rows = []
+    for cell in sorted(
+        cells, key=lambda c: (c.identity.stream.dataset, c.identity.batch_size, c.identity.label)
+    ):
+        who, last = cell.identity, cell.last
+        metrics = last.after_last["teacher_forced"].metrics
+        shown = [
+            f"{found.value:.3f} [{found.low:.2f}, {found.high:.2f}]" if (found := metrics.get(name)) else "-"
+            for name in SCORES
+        ]
+        perplexity = last.held_out.perplexity
+        rows.append(
+            (
+                f"`{who.label}`",
+                who.stream.dataset,
+                str(who.batch_size),
+                str(who.seed),
+                str(last.n_edits),
+                *shown,
+                "-" if perplexity is None else f"{perplexity:.1f}",
+            )
+        )
+    return _table(("method", "facts", "batch", "seed", "edits", *SCORES, "perplexity"), rows)
+
+
+def _compatibility() -> str:
+    """The committed record of every family of transformers, by what came of it."""
+    kinds: dict[str, list[str]] = {}
+    for family, cell in _cells("compatibility").items():
+        what = {"edited": "edited and undone", "unbuilt": "not buildable where this was tried"}.get(
+            cell["outcome"], f"{cell['outcome']}: {cell.get('kind', cell.get('reason', ''))}"
+        )
+        kinds.setdefault(what, []).append(family)
+    ordered = sorted(kinds.items(), key=lambda item: (item[0] != "edited and undone", -len(item[1])))
+    rows = [(what, str(len(names)), ", ".join(f"`{name}`" for name in names)) for what, names in ordered]
+    return _table(("what came of it", "families", "model types"), rows)
+
+
+def _record(name: str) -> dict[str, Any]:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def _cells(record: str) -> dict[str, Any]:
-    path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{record}.json"
-    cells: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells: dict[str, Any] = _record(record)["cells"]
     return cells
 
 
@@ -263,4 +324,7 @@ TABLES = {
     "corpus": _corpus,
     "masks": _masks,
     "own": _own,
+    "quick": _quick,
+    "leaderboard": _leaderboard,
+    "compatibility": _compatibility,
 }

@@ -36,6 +36,7 @@ TINY = {name: value for value, names in SIZES.items() for name in names.split()}
 # Corrections for single families: values that hang together in a way no name tells.
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "bailing_hybrid": {"num_expert_group": 1},
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
@@ -48,10 +49,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 4.0},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["full_attention", "conv"]},
     "mamba2": {"num_heads": 8},
     "musicgen": {"decoder": {"vocab_size": 64}},
     "nemotron_h": {"n_groups": 2},
+    "qwen3_5": {"text_config": {"layer_types": ["linear_attention", "full_attention"]}},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "feed_forward_size": 64},
     "xmod": {"default_language": "en_XX"},
     "mllama": {"text_config": {"cross_attention_layers": [1]}},
@@ -67,16 +72,16 @@ UNBUILDABLE = {
 }
 
 
-def shrink(settings: dict[str, Any]) -> dict[str, Any]:
+def shrink(settings: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     """Tiny values for the sizes among a configuration's settings, sub-configurations included."""
     tiny: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and "model_type" in value:
-            tiny[name] = shrink(value)
+            tiny[name] = shrink(value, vocab_size)
         elif name == "is_decoder":
             tiny[name] = True
         elif name in TINY and (value is None or (isinstance(value, int) and not isinstance(value, bool))):
-            tiny[name] = TINY[name]
+            tiny[name] = vocab_size if name == "vocab_size" else TINY[name]
     if "kv_lora_rank" in tiny and "num_key_value_heads" in tiny:
         tiny["num_key_value_heads"] = tiny["num_attention_heads"]
     return tiny
@@ -95,15 +100,15 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def tiny_config(family: str) -> PreTrainedConfig:
+def tiny_config(family: str, vocab_size: int = TINY["vocab_size"]) -> PreTrainedConfig:
     """The family's configuration, shrunk."""
     config = CONFIG_MAPPING[family]
-    return config(**merged(shrink(config().to_dict()), OVERRIDES.get(family, {})))
+    return config(**merged(shrink(config().to_dict(), vocab_size), OVERRIDES.get(family, {})))
 
 
-def tiny_family(family: str) -> PreTrainedModel:
+def tiny_family(family: str, vocab_size: int = TINY["vocab_size"]) -> PreTrainedModel:
     """The family's causal LM with seeded random weights, in eval mode."""
-    config = tiny_config(family)
+    config = tiny_config(family, vocab_size)
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     if not isinstance(config, model_class.config_class):
         config = config.get_text_config(decoder=True)

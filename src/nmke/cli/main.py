@@ -52,7 +52,6 @@ ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="nmke",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="First steps: nmke demo; nmke doctor MODEL; nmke edit MODEL -p 'The capital of {France} is' -t Lyon",

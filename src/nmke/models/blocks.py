@@ -12,6 +12,11 @@ from nmke.errors import LayoutError
 from nmke.models.probing import TOKENS, Call, at_row, close, gradient, is_position_wise, rows
 from nmke.models.weights import LINEAR_TYPES, written_matrix
 
+EXPERTS_NEED = (
+    "editing one would need a down-projection, key statistics and a memory of past keys for every expert, and the "
+    "router's choice at the subject's token kept fixed while the target is optimised"
+)
+
 
 @dataclass(frozen=True)
 class LayerParts:
@@ -102,14 +107,15 @@ def _refuse_experts(
     if loose:
         path, parameter = max(loose, key=lambda item: item[1].numel())
         raise LayoutError(
-            f"layer {name!r} keeps {path!r} of shape {list(parameter.shape)} outside any linear layer; "
-            "mixtures of experts (MoE) are not supported, use a dense model"
+            f"layer {name!r} keeps {path!r} of shape {list(parameter.shape)} outside any linear layer, as a mixture of "
+            f"experts (MoE) does; {EXPERTS_NEED}; use a dense model"
         )
     idle = [path for path in linears if calls.get(path, Call()).count != 1]
     if idle:
         raise LayoutError(
             f"layer {name!r} has {len(idle)} of {len(linears)} position-wise linear layers that did not run "
-            f"exactly once, such as {idle[0]!r}; mixtures of experts (MoE) and adapters are not supported"
+            f"exactly once, such as {idle[0]!r}, as in a mixture of experts (MoE) or beside an adapter; merge "
+            f"adapters; {EXPERTS_NEED}"
         )
 
 

@@ -1,8 +1,9 @@
 """Where a causal language model keeps what an edit needs, found by asking the model and never by its name.
 
-Two forward passes over six tokens: the first shows the trunk (decoder layers, final norm, unembedding), the
+Forward passes over six tokens: the first shows the trunk (decoder layers, final norm, unembedding), the
 second, with gradients, shows inside each layer which parts mix positions (attention) and which linear layer
-writes the MLP's result. Whatever cannot be shown is a `LayoutError`.
+writes the MLP's result, the last that text says the same behind padding. Whatever cannot be shown is a
+`LayoutError`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from nmke.models.probing import (
     record_calls,
     rows,
 )
+from nmke.models.tokens import pad_batch
 from nmke.models.tracing import replace_output
 from nmke.models.weights import DownProjection
 
@@ -99,6 +101,7 @@ def probe_layout(model: PreTrainedModel) -> ModelLayout:
         with evaluating(model), torch.inference_mode(False):
             blocks, trunk = _find_trunk(model)
             layers = _find_layers(model, blocks, trunk["d_model"])
+            _refuse_padding(model)
     except LayoutError as error:
         raise LayoutError(f"{kind} cannot be edited: {error}") from error.__cause__
     except Exception as error:
@@ -143,6 +146,23 @@ def _token_ids(model: PreTrainedModel) -> Tensor:
 
 def _forward(model: PreTrainedModel) -> Any:
     return model(input_ids=_token_ids(model), use_cache=False, return_dict=True)
+
+
+@torch.no_grad()
+def _refuse_padding(model: PreTrainedModel) -> None:
+    """Refuse a model for which text says something else when padding stands in front of it."""
+    ids = _token_ids(model)
+    long, short = ids[0].tolist(), ids[0, TOKENS // 2 :].tolist()
+    batch = pad_batch([long, short], pad_id=long[0], side="left", device=ids.device)
+    padded = model(**batch.inputs_for(model), use_cache=False, return_dict=True).logits[1, -1]
+    alone = model(input_ids=batch.input_ids[1:, -len(short) :], use_cache=False, return_dict=True).logits[
+        0, -1
+    ]
+    if not close(padded, alone):
+        raise LayoutError(
+            "text behind padding gives other logits than text alone: the model reads the padding, as positions or "
+            "into a recurrent state; prompts of unequal length could not be answered together, use another model"
+        )
 
 
 def _find_trunk(model: PreTrainedModel) -> tuple[dict[str, nn.Module], dict[str, Any]]:

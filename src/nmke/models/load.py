@@ -6,7 +6,6 @@ structure through `layout.py`.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -125,16 +124,9 @@ class EditableModel:
         """Most tokens the model can read, None where its config gives no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    @cached_property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.model.forward).parameters
-
     def inputs(self, batch: TokenBatch) -> dict[str, Any]:
         """Keyword arguments of a forward pass over `batch`, without a key-value cache."""
-        named = dict(batch.model_inputs)
-        if not self._takes_positions:
-            del named["position_ids"]
-        return {**named, "use_cache": False}
+        return {**batch.inputs_for(self.model), "use_cache": False}
 
     def generate(
         self,

@@ -5,6 +5,7 @@ puts behind (an EOS) is dropped, because a prompt is there to be continued.
 Axes: `batch seq`.
 """
 
+import inspect
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -192,6 +193,13 @@ class TokenBatch:
             "attention_mask": self.attention_mask,
             "position_ids": self.position_ids,
         }
+
+    def inputs_for(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """The keyword arguments that this model's forward takes: some count positions themselves."""
+        named = self.model_inputs
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            del named["position_ids"]
+        return named
 
 
 def pad_batch(
