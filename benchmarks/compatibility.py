@@ -4,24 +4,26 @@ Each family is built small with random weights, two facts are edited into it wit
 hold is looked at: see `tests/models/family_laws.py`. The record says for each family that it was edited, or the
 reason why not. Random weights show that the structure is handled, not that edits of a trained model are good.
 
-    python -m benchmarks.compatibility [--only FAMILY,FAMILY]
+    python -m benchmarks.compatibility [--resume] [--only FAMILY,FAMILY]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.record import write_record
+from benchmarks.record import RESULTS, write_record
 from tests.models import families
 from tests.models.family_laws import Findings, try_family
 from transformers.utils import logging as transformers_logging
 
 from nmke.errors import LayoutError
+from nmke.session import versions
 
 LEAST_GAIN = 0.1  # nats; the laws of the common families ask for more
 PADDING = 1e-4
@@ -40,20 +42,37 @@ KINDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="comma-separated families; nothing is written then")
-    only = parser.parse_args().only
+    parser.add_argument("--resume", action="store_true", help="keep what the record holds of these versions")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
-    cells = {}
-    for family in only.split(",") if only else families.FAMILIES:
+    cells = recorded() if asked.resume else {}
+    for family in asked.only.split(",") if asked.only else families.FAMILIES:
+        if family in cells:
+            continue
         cells[family] = examine(family)
         print(
             f"{family:28} {cells[family]['outcome']:10} {cells[family].get('reason', '')[:120]}", flush=True
         )
-    outcomes = [cell["outcome"] for cell in cells.values()]
-    counts = {name: outcomes.count(name) for name in dict.fromkeys(sorted(outcomes))}
-    print(counts)
-    if not only:
-        print(f"wrote {write_record('compatibility', {'counts': counts, 'cells': cells})}")
+        if not asked.only and len(cells) % 10 == 0:
+            write(cells)
+    if not asked.only:
+        print(f"wrote {write(cells)}")
+
+
+def recorded() -> dict[str, dict[str, Any]]:
+    """The cells of the record, if the same versions made it."""
+    path = RESULTS / "compatibility.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(record["cells"]) if record.get("versions") == versions() else {}
+
+
+def write(cells: dict[str, dict[str, Any]]) -> Path:
+    """Write the record, families in the order of transformers' list."""
+    ordered = {family: cells[family] for family in families.FAMILIES if family in cells}
+    outcomes = sorted(cell["outcome"] for cell in cells.values())
+    counts = {name: outcomes.count(name) for name in dict.fromkeys(outcomes)}
+    return write_record("compatibility", {"counts": counts, "cells": ordered})
 
 
 def examine(family: str) -> dict[str, Any]:

@@ -202,9 +202,10 @@ def test_csv_files_hold_the_same_numbers() -> None:
 
 
 def test_a_spreadsheet_runs_no_formula_out_of_a_csv() -> None:
-    texts = [{**pages.texts()[0], "prompt": "=cmd|' /C calc'!A0"}]
+    texts = [{**pages.texts()[0], "prompt": prompt} for prompt in ("=cmd|' /C calc'!A0", "a\x00b")]
     rows = list(csv.DictReader(io.StringIO(csv_files(made(texts=texts))["table-words.csv"])))
     assert rows[0]["prompt"] == "'=cmd|' /C calc'!A0"
+    assert rows[1]["prompt"] == "a\ufffdb", "csv writers before Python 3.11 refuse NUL"
 
 
 def test_files_are_written(tmp_path: Path) -> None:

@@ -68,5 +68,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _safe(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula, as a text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """A text that a spreadsheet would run as a formula, as a text; NUL, which no reader takes, is replaced."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\x00", "\ufffd")
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
