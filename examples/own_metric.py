@@ -7,19 +7,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 from nmke import EditableModel, EditConfig, EditSession
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.protocols import score
 from nmke.facts import bundled_facts
 from nmke.masking.per_edit import KeyScores, key_scores
-from nmke.types import Gram, Keys
+from nmke.types import Keys
 
 FACTS = bundled_facts()[:6]
 
 
-def surprise(keys: Keys, directions: KeyScores, moment: Gram) -> KeyScores:
+def surprise(keys: Keys, directions: KeyScores, mean_squares: Tensor) -> KeyScores:
     """How far a neuron is above its usual size at the subject, times how much the solve would use it."""
-    usual = moment.diagonal().to(keys).clamp(min=1e-30).sqrt()
+    usual = mean_squares.to(keys).clamp(min=1e-30).sqrt()
     return (keys.abs() / usual) * directions.abs()
 
 
@@ -28,7 +30,7 @@ if "surprise" not in key_scores:
 
 
 def main(model: str | EditableModel, folder: Path, config: EditConfig | None = None) -> None:
-    base_config = config or EditConfig.create(batch_size=len(FACTS), ratio=0.08)
+    base_config = config or EditConfig.create(batch_size=len(FACTS), mask="fixed", ratio=0.08)
     with EditSession.open(model, folder / "run", config=base_config) as session:
         base = collect_base(session.model, FACTS)  # for locality: what the unedited model says
         print(f"\n{'neurons by':12} {'reliability':>12} {'generalization':>15} {'locality':>9}")

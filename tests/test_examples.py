@@ -22,7 +22,7 @@ PRINTED = {
 # Settings that a method or a batch needs even on a tiny model.
 OWN = {
     "own_method": {"method": "least-squares"},
-    "own_metric": {"method": "nmke", "ratio": 0.25, "batch_size": 6},
+    "own_metric": {"method": "nmke", "mask": "fixed", "ratio": 0.25, "batch_size": 6},
     "compare_methods": {"method": "nmke"},
 }
 
