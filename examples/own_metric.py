@@ -7,19 +7,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from torch import Tensor
-
 from nmke import EditableModel, EditConfig, EditSession
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.protocols import score
 from nmke.facts import bundled_facts
-from nmke.masking.per_edit import KeyScores, key_scores
+from nmke.masking.per_edit import KeyScores, MeanSquares, key_scores
 from nmke.types import Keys
 
 FACTS = bundled_facts()[:6]
 
 
-def surprise(keys: Keys, directions: KeyScores, mean_squares: Tensor) -> KeyScores:
+def surprise(keys: Keys, directions: KeyScores, mean_squares: MeanSquares) -> KeyScores:
     """How far a neuron is above its usual size at the subject, times how much the solve would use it."""
     usual = mean_squares.to(keys).clamp(min=1e-30).sqrt()
     return (keys.abs() / usual) * directions.abs()
