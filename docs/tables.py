@@ -241,6 +241,8 @@ def _leaderboard() -> str:
 
 def _compatibility() -> str:
     """The committed record of every family of transformers, by what came of it."""
+    if not (ROOT / "benchmarks" / "results" / "compatibility.json").is_file():
+        return "No record is committed yet; the command above makes one."
     kinds: dict[str, list[str]] = {}
     for family, cell in _cells("compatibility").items():
         what = {"edited": "edited and undone", "unbuilt": "not buildable where this was tried"}.get(
