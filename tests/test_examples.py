@@ -12,17 +12,17 @@ from nmke.models.load import load_model
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # What each must print on the real model; numbers are looked at by eye, not here.
 PRINTED = {
-    "compare_methods": ["n = 13, 95 % intervals", "locality       nmke - by lot:"],
+    "compare_methods": ["n = 4, 95 % intervals", "locality       nmke - by lot:"],
     "export_and_serve": ["the model card names the changed fact: True", "plain transformers says:' Lyon"],
     "fix_a_fact": ["status: written", "verified 1 event", "bit for bit: True"],
     "lifelong_stream": ["other edits were written again", "all hashes fit"],
     "own_method": ["least-squares: p(Lyon)", "know it too: True"],
-    "own_metric": ["surprise", "by lot", "n = 6 facts"],
+    "own_metric": ["surprise", "by lot", "n = 4 facts"],
 }
 # Settings that a method or a batch needs even on a tiny model.
 OWN = {
     "own_method": {"method": "least-squares"},
-    "own_metric": {"method": "nmke", "mask": "fixed", "ratio": 0.25, "batch_size": 6},
+    "own_metric": {"method": "nmke", "mask": "fixed", "ratio": 0.25, "batch_size": 4},
     "compare_methods": {"method": "nmke"},
 }
 
@@ -32,6 +32,13 @@ def load(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def with_fewer_facts(module: ModuleType) -> ModuleType:
+    for name, most in {"FACTS": 4, "STREAM": 6}.items():
+        if hasattr(module, name):
+            setattr(module, name, getattr(module, name)[:most])
     return module
 
 
@@ -45,11 +52,7 @@ def test_example_on_a_tiny_model(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NMKE_CACHE", str(tmp_path / "cache"))
-    module = load(path)
-    if hasattr(module, "FACTS"):
-        monkeypatch.setattr(module, "FACTS", module.FACTS[:6])
-    if hasattr(module, "STREAM"):
-        monkeypatch.setattr(module, "STREAM", module.STREAM[:4])
+    module = with_fewer_facts(load(path))
     folder = tiny.save_tiny(tmp_path / "tiny", runs.loud_llama)
     config = runs.config(**{"layers": (1,), "on_collapse": "continue", **OWN.get(path.stem, {})})
     module.main(str(folder), tmp_path, config)
@@ -60,7 +63,7 @@ def test_example_on_a_tiny_model(
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_on_the_real_model(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = "smollm2-135m" if path.stem == "export_and_serve" else load_model("smollm2-135m")
-    load(path).main(source, tmp_path)
+    with_fewer_facts(load(path)).main(source, tmp_path)
     printed = capsys.readouterr().out
     missing = [text for text in PRINTED[path.stem] if text not in printed]
     assert not missing, f"not printed: {missing}; printed was {printed}"
