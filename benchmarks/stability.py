@@ -66,13 +66,13 @@ def measured(session: Any, *, spectrum: bool) -> dict[str, Any]:
 
     found = {}
     for changed in session.changed():
-        numbers = compare(*session.weights.before_and_after(changed.layer)).as_json()
+        numbers = compare(*session.weights.before_and_after(changed.place)).as_json()
         for name in ("singular_before", "singular_after"):
             values = numbers.pop(name)
             if spectrum:
                 every = max(1, -(-len(values) // SPECTRUM_POINTS))
                 numbers[name] = {"every": every, "values": [round(v, 5) for v in values[::every]]}
-        found[str(changed.layer)] = numbers
+        found[changed.place.label] = numbers
     return found
 
 

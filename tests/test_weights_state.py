@@ -3,12 +3,12 @@
 import pytest
 import torch
 from tests import runs
+from tests.models.test_updates import new_neurons
 from torch import Tensor
 
-from nmke.batch_file import Columns
 from nmke.errors import LedgerError, NumericsError
 from nmke.models.weights import DownProjection
-from nmke.types import LayerUpdate
+from nmke.types import Columns, LayerUpdate, MatrixPlace
 from nmke.weights_state import WeightsState
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -55,7 +55,7 @@ def test_what_changed_and_by_how_much():
     (found,) = state.changed()
     assert (found.layer, found.columns, found.of) == (2, 5, 64)
     assert found.name == "model.layers.2.mlp.down_proj.weight" and list(state.matrices()) == [found.name]
-    base = state.model.unedited[2]
+    base = state.model.unedited[MatrixPlace(2)]
     expected = (weight(state, 2) - base).norm() / base.norm()
     assert state.drift() == {2: pytest.approx(float(expected))}
 
@@ -97,16 +97,45 @@ def test_matrices_of_a_head_are_loaded_and_reset():
 @pytest.mark.parametrize(
     "matrices",
     [
-        {"model.layers.1.mlp.up_proj.weight": torch.zeros(32, 64)},
+        {"model.layers.1.self_attn.q_proj.weight": torch.zeros(32, 32)},
         {"model.layers.1.mlp.down_proj.weight": torch.zeros(3, 4)},
     ],
 )
 def test_a_head_of_another_model_is_refused(matrices):
-    with pytest.raises(LedgerError, match="is no down-projection of this model"):
+    with pytest.raises(LedgerError, match="is no MLP matrix of this model"):
         WeightsState(runs.model()).load(matrices)
 
 
 def test_columns_of_another_type_are_refused():
     state = WeightsState(runs.model())
     with pytest.raises(NumericsError, match="exact restore needs the same type"):
-        state.restore({1: Columns(torch.tensor([0]), torch.zeros(32, 1, dtype=torch.bfloat16))})
+        state.restore({MatrixPlace(1): Columns(torch.tensor([0]), torch.zeros(32, 1, dtype=torch.bfloat16))})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_whole_neurons_go_through_the_same_state(dtype):
+    state, twin = WeightsState(runs.model(dtype)), WeightsState(runs.model(dtype))
+    as_loaded, base = runs.bits(state.model), state.content_hash()
+    linear = state.apply([update(1, columns=7)])
+    between = state.content_hash()
+    neurons = state.apply([new_neurons(state.model.layout, 1, (3, 60)), new_neurons(state.model.layout, 2)])
+    found = {c.place: (c.name, c.columns) for c in state.changed()}
+    assert found[MatrixPlace(2, "gate")] == ("model.layers.2.mlp.gate_proj.weight", 3)
+    assert found[MatrixPlace(1, "up")] == ("model.layers.1.mlp.up_proj.weight", 2)
+    assert found[MatrixPlace(1)][1] == 8 and len(found) == 6 and MatrixPlace(1, "up").label == "1 up"
+
+    twin.load({name: matrix.clone() for name, matrix in state.matrices().items()})
+    assert twin.content_hash() == state.content_hash() and runs.bits(twin.model) == runs.bits(state.model)
+    pairs = [state.before_and_after(MatrixPlace(2, part)) for part in ("down", "gate", "up")]
+    moved = sum(float((after.float() - before.float()).square().sum()) for before, after in pairs)
+    size = sum(float(before.float().square().sum()) for before, _ in pairs)
+    assert state.drift()[2] == pytest.approx((moved / size) ** 0.5)
+
+    with state.base():
+        assert runs.bits(state.model) == as_loaded
+    state.take_back(neurons)
+    assert state.content_hash() == between
+    state.take_back(linear)
+    assert runs.bits(state.model) == as_loaded and state.content_hash() == base
+    twin.reset()
+    assert runs.bits(twin.model) == as_loaded

@@ -1,4 +1,7 @@
-"""The files behind a ledger row: what a batch wrote, and the edited matrices as they are now."""
+"""The files behind a ledger row: what a batch wrote, and the edited matrices as they are now.
+
+A batch file names a matrix `layer.4` if it is the down-projection, `layer.4.gate` or `layer.4.up` otherwise.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Int
@@ -20,23 +24,10 @@ from nmke.editors.pipeline import BatchResult
 from nmke.editors.side import RowChanges
 from nmke.errors import LedgerError
 from nmke.models.cache import atomic_file
-from nmke.types import Keys
+from nmke.types import Columns, Keys, MatrixPlace, Part
 
 BATCH_SCHEMA = "nmke.batch/1"
 HEAD_SCHEMA = "nmke.head/1"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Columns of one layer's down-projection.
-
-    Args:
-        index: Which neurons, [touched] int32.
-        values: Their columns, [d_model, touched], in the model's own type.
-    """
-
-    index: Tensor
-    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,11 +35,11 @@ class Before:
     """What a batch overwrote.
 
     Args:
-        columns: Columns of each edited down-projection.
+        columns: Columns of each edited matrix.
         side: Rows of side memories, by the tensors' names in files.
     """
 
-    columns: Mapping[int, Columns]
+    columns: Mapping[MatrixPlace, Columns]
     side: Mapping[str, RowChanges]
 
 
@@ -68,10 +59,13 @@ def write_batch(path: Path, result: BatchResult, before: Before) -> str:
         tensors[prefix + "right"] = update.right
         if update.layer in result.memory_keys:
             tensors[prefix + "keys"] = result.memory_keys[update.layer]
-        tensors[prefix + "columns"] = before.columns[update.layer].index
-        tensors[prefix + "before"] = before.columns[update.layer].values
+        for part, columns in update.replaced.items():
+            tensors[_name(MatrixPlace(update.layer, part)) + ".after"] = columns.values
         if update.mask is not None:
             tensors[prefix + "mask"] = update.mask.keep.to(torch.uint8)
+    for place, columns in before.columns.items():
+        tensors[_name(place) + ".columns"] = columns.index
+        tensors[_name(place) + ".before"] = columns.values
     for layer, values in result.targets.values.items():
         tensors[f"layer.{layer}.target_values"] = values
     for name, change in before.side.items():
@@ -86,8 +80,8 @@ def read_before(path: Path) -> Before:
     """The before-images of a batch."""
     tensors = _read(path, BATCH_SCHEMA, ("columns", "before", "length", "index", "rows"))
     with read_as(f"batch file {str(path)!r}"):
-        layers = sorted(int(name.split(".")[1]) for name in tensors if name.endswith(".columns"))
-        columns = {i: Columns(tensors[f"layer.{i}.columns"], tensors[f"layer.{i}.before"]) for i in layers}
+        places = sorted(_place(name) for name in tensors if name.endswith(".columns"))
+        columns = {p: Columns(tensors[f"{_name(p)}.columns"], tensors[f"{_name(p)}.before"]) for p in places}
         side = [name.removesuffix(".length") for name in tensors if name.endswith(".length")]
         return Before(columns, {name: _row_changes(tensors, name) for name in side})
 
@@ -112,12 +106,15 @@ def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
 
 def read_columns(path: Path) -> dict[int, tuple[Int[Tensor, " touched"], int]]:
     """Per layer, the neurons that a batch wrote into, and how many neurons the layer has."""
-    found = {}
+    indices: dict[int, list[Tensor]] = {}
     for name, index in _read(path, BATCH_SCHEMA, ("columns",)).items():
-        with read_as(f"batch file {str(path)!r}"), safe_open(path, framework="pt") as file:
-            layer = int(name.split(".")[1])
-            found[layer] = index.long(), int(file.get_slice(f"layer.{layer}.right").get_shape()[1])
-    return found
+        with read_as(f"batch file {str(path)!r}"):
+            indices.setdefault(_place(name).layer, []).append(index.long())
+    with read_as(f"batch file {str(path)!r}"), safe_open(path, framework="pt") as file:
+        return {
+            layer: (torch.cat(parts).unique(), int(file.get_slice(f"layer.{layer}.right").get_shape()[1]))
+            for layer, parts in indices.items()
+        }
 
 
 def write_head(path: Path, tensors: Mapping[str, Tensor], content_hash: str) -> str:
@@ -150,6 +147,24 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _name(place: MatrixPlace) -> str:
+    """How the names of a matrix's tensors begin."""
+    return f"layer.{place.layer}" + ("" if place.part == "down" else f".{place.part}")
+
+
+def _place(name: str) -> MatrixPlace:
+    """The matrix that a tensor of a batch file belongs to.
+
+    Raises:
+        LedgerError: If the name is none that this version writes.
+    """
+    _, layer, *part, _ = name.split(".")
+    found = MatrixPlace(int(layer), cast(Part, part[0] if part else "down"))
+    if found.part not in get_args(Part):
+        raise LedgerError(f"a batch file holds {name!r}, which this version does not know; update nmke")
+    return found
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -192,8 +207,9 @@ class LayerWrite:
         right: Float tensor [rows, d_mlp]; ΔW = left @ right.
         keys: Keys after the write, [rows, d_mlp].
         owners: For each row, the edit it belongs to, counted among those the batch wrote.
-        before: The changed columns as they were.
+        before: The changed columns of the down-projection as they were.
         mask: Neurons that were allowed to change, [d_mlp]; None when all were.
+        after: What took the place of these columns, [d_model, touched], in the order of rows; None where ΔW was added.
     """
 
     left: Tensor
@@ -202,6 +218,26 @@ class LayerWrite:
     owners: Tensor
     before: Columns
     mask: Tensor | None
+    after: Tensor | None = None
+
+    @property
+    def delta(self) -> Tensor:
+        """Change of the down-projection, [d_model, d_mlp] float64."""
+        if self.after is None:
+            return self.left.double() @ self.right.double()
+        return self._spread(self.after.double() - self.before.values.double())
+
+    def of_edit(self, edit: int) -> Tensor:
+        """One edit's part of `delta`, [d_model, d_mlp] float64."""
+        mine = self.owners == edit
+        if self.after is None:
+            return self.left[:, mine].double() @ self.right[mine].double()
+        return self._spread((self.after.double() - self.before.values.double()) * mine)
+
+    def _spread(self, columns: Tensor) -> Tensor:
+        whole = columns.new_zeros(len(columns), self.right.shape[1])
+        whole[:, self.before.index.long()] = columns
+        return whole
 
 
 def read_writes(path: Path) -> dict[int, LayerWrite]:
@@ -213,7 +249,9 @@ def read_writes(path: Path) -> dict[int, LayerWrite]:
 
 
 def _layer_write(tensors: Mapping[str, Tensor], layer: int) -> LayerWrite:
-    part = {name.rsplit(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"layer.{layer}.")}
+    names = [n for n in tensors if n.startswith(f"layer.{layer}.") and n.count(".") == 2]
+    part = {name.rsplit(".", 1)[1]: tensors[name] for name in names}
     before = Columns(part["columns"], part["before"])
     mask = part["mask"].bool() if "mask" in part else None
-    return LayerWrite(part["left"], part["right"], part["keys"], tensors["owners"], before, mask)
+    content = (part["left"], part["right"], part["keys"], tensors["owners"], before, mask)
+    return LayerWrite(*content, part.get("after"))

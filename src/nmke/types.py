@@ -4,9 +4,11 @@ Axes: `edits prompts contexts batch seq d_model d_mlp d_vocab rank`.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nmke.errors import RequestError
@@ -17,7 +19,40 @@ Scores = Float[Tensor, "prompts d_mlp"]
 Gram = Float[Tensor, "d_mlp d_mlp"]
 Mask = Bool[Tensor, " d_mlp"]
 
+Part = Literal["down", "gate", "up"]
+
 SUBJECT_SLOT = "{}"
+
+
+class MatrixPlace(NamedTuple):
+    """Which of a layer's MLP matrices: one that neurons read through, or the one they write through.
+
+    Args:
+        layer: Index of the decoder layer.
+        part: "down" writes into the residual stream; "gate" is behind the activation, "up" multiplies it. Where
+            there is one reading matrix only, it is "up".
+    """
+
+    layer: int
+    part: Part = "down"
+
+    @property
+    def label(self) -> str:
+        """For tables: the layer's number, with the part unless it is the down-projection."""
+        return str(self.layer) if self.part == "down" else f"{self.layer} {self.part}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of one matrix, in any order.
+
+    Args:
+        index: Which neurons, [touched] int32.
+        values: Their columns, [rows, touched], in the model's own type; see `nmke.models.weights`.
+    """
+
+    index: Int[Tensor, " touched"]
+    values: Float[Tensor, "rows touched"]
 
 
 @dataclass(frozen=True)
@@ -173,26 +208,36 @@ class NeuronMask:
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """What one batch writes into one layer's down-projection: ΔW = left @ right.
+    """What one batch writes into one layer: ΔW = left @ right on the down-projection, or whole neurons anew.
 
     Args:
         layer: Index of the decoder layer.
-        left: Float tensor [d_model, rank].
+        left: Float tensor [d_model, rank]; rank 0 where the down-projection's columns are replaced.
         right: Float tensor [rank, d_mlp]; exactly zero in the columns of neurons that stay untouched.
         mask: The neurons allowed to change, or None when all are.
+        replaced: New content of neurons, by matrix: one neuron per row of the batch, in the order of its rows.
     """
 
     layer: int
     left: Float[Tensor, "d_model rank"]
     right: Float[Tensor, "rank d_mlp"]
     mask: NeuronMask | None = None
+    replaced: Mapping[Part, Columns] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert "down" not in self.replaced or len(self.right) == 0, (
+            "a down-projection is added to or replaced"
+        )
 
     @property
     def delta(self) -> Float[Tensor, "d_model d_mlp"]:
-        """The dense update [d_model, d_mlp]."""
+        """The dense update of the down-projection [d_model, d_mlp], without what is replaced."""
         return self.left @ self.right
 
     @property
     def columns(self) -> Mask:
-        """True for the neurons whose column this update changes, [d_mlp]."""
-        return (self.right != 0).any(dim=0)
+        """True for the neurons that this update changes, [d_mlp]."""
+        changed = (self.right != 0).any(dim=0)
+        for columns in self.replaced.values():
+            changed[columns.index.long().to(changed.device)] = True
+        return changed

@@ -1,7 +1,7 @@
 """The edited matrices of a model against their base: hash, swap, restore.
 
-Only down-projections are ever edited, so the base is kept for the layers that were touched and nothing else.
-What a method keeps beside them is in `side`.
+Only the matrices of MLPs are ever edited, so the base is kept for those that were touched and nothing else. Each
+has one column per neuron, whatever its module's own layout is. What a method keeps beside them is in `side`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nmke.batch_file import Before, Columns
+from nmke.batch_file import Before
 from nmke.editors.side import PREFIX, SideMemory, unflatten
-from nmke.errors import LedgerError
+from nmke.errors import LayoutError, LedgerError
 from nmke.models.load import EditableModel
-from nmke.models.weights import DownProjection, swapped_in
+from nmke.models.updates import matrix_at, put_back, write_update, written_places
+from nmke.models.weights import DownProjection, NeuronMatrix, swapped_in
 from nmke.side_state import SideState
-from nmke.types import LayerUpdate
+from nmke.types import Columns, LayerUpdate, MatrixPlace, Part
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,19 @@ class ChangedTensor:
         layer: Decoder layer.
         columns: How many neurons' columns differ.
         of: Neurons of the layer.
+        part: Which of the layer's matrices it is.
     """
 
     name: str
     layer: int
     columns: int
     of: int
+    part: Part = "down"
+
+    @property
+    def place(self) -> MatrixPlace:
+        """Layer and part."""
+        return MatrixPlace(self.layer, self.part)
 
 
 class WeightsState:
@@ -55,14 +63,40 @@ class WeightsState:
 
     def projection(self, layer: int) -> DownProjection:
         """The down-projection of `layer`; its base is kept from the first call on."""
-        found = DownProjection(self.model.layout.layers[layer].down_proj)
-        if layer not in self._base:
-            self._base[layer] = found.read().detach().clone()
+        self.matrix(MatrixPlace(layer))
+        return DownProjection(self.model.layout.layers[layer].down_proj)
+
+    def matrix(self, place: MatrixPlace) -> NeuronMatrix:
+        """One of a layer's matrices; its base is kept from the first call on.
+
+        Raises:
+            LayoutError: If the layer has no such part.
+        """
+        found = matrix_at(self.model.layout, place)
+        if place not in self._base:
+            self._base[place] = found.read().detach().clone()
         return found
 
-    def tensor_name(self, layer: int) -> str:
-        """Name of the layer's down-projection weight in the state dict."""
-        return f"{self.model.layout.layers[layer].down_proj_name}.weight"
+    def tensor_name(self, place: MatrixPlace) -> str:
+        """Name of a matrix's weight in the state dict; a bias goes with it."""
+        return f"{self.model.layout.layers[place.layer].linear(place.part)[1]}.weight"
+
+    def place_of(self, name: str) -> MatrixPlace | None:
+        """The matrix of that name, None where this model has none."""
+        for parts in self.model.layout.layers:
+            if name == f"{parts.down_proj_name}.weight":
+                return MatrixPlace(parts.index)
+            if name.startswith(f"{parts.block_name}."):
+                reading = self._reading_places(parts.index)
+                return next((place for place in reading if self.tensor_name(place) == name), None)
+        return None
+
+    def _reading_places(self, layer: int) -> list[MatrixPlace]:
+        try:
+            gated = self.model.layout.layers[layer].read_in.gate is not None
+        except LayoutError:
+            return []
+        return [MatrixPlace(layer, "up"), *([MatrixPlace(layer, "gate")] if gated else [])]
 
     def apply(self, updates: Sequence[LayerUpdate], side: SideMemory | None = None) -> Before:
         """Write a batch, all layers and the side memory or nothing.
@@ -77,13 +111,12 @@ class WeightsState:
         Raises:
             NumericsError: If a written weight is not finite; then everything is as before.
         """
-        before: dict[int, Columns] = {}
+        before: dict[MatrixPlace, Columns] = {}
         try:
             for update in updates:
-                projection = self.projection(update.layer)
-                index = update.columns.nonzero().squeeze(1)
-                before[update.layer] = Columns(index.to(torch.int32).cpu(), projection.columns(index))
-                projection.add(update.left, update.right)
+                for place in written_places(update):
+                    self.matrix(place)
+                before |= write_update(self.model.layout, update)
             return Before(before, {} if side is None else self.side.commit(side))
         except BaseException:
             self.restore(before)
@@ -95,47 +128,43 @@ class WeightsState:
         if before.side:
             self.side.take_back(before.side)
 
-    def restore(self, columns: Mapping[int, Columns]) -> None:
+    def restore(self, columns: Mapping[MatrixPlace, Columns]) -> None:
         """Put columns back, bit for bit."""
-        for layer, saved in columns.items():
-            projection = self.projection(layer)
-            weight = projection.read()
-            projection.restore(saved.index.long().to(weight.device), saved.values.to(weight.device))
+        for place in columns:
+            self.matrix(place)
+        put_back(self.model.layout, columns)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace whole down-projections by name, and all side memories, as a head file holds them.
+        """Replace whole matrices by name, and all side memories, as a head file holds them.
 
         Raises:
-            LedgerError: If a tensor is not one of this model's down-projections.
+            LedgerError: If a tensor is not one of this model's MLP matrices.
         """
-        layers = {self.tensor_name(parts.index): parts.index for parts in self.model.layout.layers}
         side = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
         for name, matrix in tensors.items():
             if name in side:
                 continue
-            if name not in layers or self.projection(layers[name]).read().shape != matrix.shape:
+            place = self.place_of(name)
+            if place is None or self.matrix(place).read().shape != matrix.shape:
                 raise LedgerError(
-                    f"tensor {name!r} is no down-projection of this model; the run has another base"
+                    f"tensor {name!r} is no MLP matrix of this model that edits write; the run has another base"
                 )
-            everything = torch.arange(matrix.shape[1])
-            self.restore({layers[name]: Columns(everything, matrix)})
+            self.restore({place: _whole(matrix)})
         self.side.install(unflatten({n: t.to(self.model.device) for n, t in side.items()}))
 
     def reset(self) -> None:
-        """Put every touched down-projection back to the base, and forget side memories."""
+        """Put every touched matrix back to the base, and forget side memories."""
         self.side.install({})
-        for layer in self._changed():
-            everything = torch.arange(self._base[layer].shape[1])
-            self.restore({layer: Columns(everything, self._base[layer])})
+        self.restore({place: _whole(self._base[place]) for place in self._changed()})
 
     def matrices(self) -> dict[str, Tensor]:
-        """Every down-projection that differs from the base, [d_model, d_mlp], by name; not cloned."""
-        return {self.tensor_name(i): self.projection(i).read() for i in self._changed()}
+        """Every matrix that differs from the base, [rows, d_mlp], by name; not cloned."""
+        return {self.tensor_name(place): self.matrix(place).read() for place in self._changed()}
 
-    def before_and_after(self, layer: int) -> tuple[Tensor, Tensor]:
-        """A layer's down-projection in the base and as it is now, [d_model, d_mlp]; neither is cloned."""
-        now = self.projection(layer).read()
-        return self._base[layer], now
+    def before_and_after(self, place: MatrixPlace) -> tuple[Tensor, Tensor]:
+        """A matrix in the base and as it is now, [rows, d_mlp]; neither is cloned."""
+        now = self.matrix(place).read()
+        return self._base[place], now
 
     def head(self) -> dict[str, Tensor]:
         """What a head file holds: `matrices`, and the tensors of side memories; not cloned."""
@@ -144,19 +173,23 @@ class WeightsState:
     def changed(self) -> list[ChangedTensor]:
         """What differs from the base."""
         found = []
-        for layer in self._changed():
-            now = self.projection(layer).read()
-            columns = int((now != self._base[layer]).any(dim=0).sum())
-            found.append(ChangedTensor(self.tensor_name(layer), layer, columns, now.shape[1]))
+        for place in self._changed():
+            base, now = self.before_and_after(place)
+            columns = int((now != base).any(dim=0).sum())
+            found.append(
+                ChangedTensor(self.tensor_name(place), place.layer, columns, now.shape[1], place.part)
+            )
         return found
 
     def drift(self) -> dict[int, float]:
-        """‖W - W_base‖ / ‖W_base‖ per touched layer."""
-        found = {}
-        for layer, base in sorted(self._base.items()):
-            now = self.projection(layer).read()
-            found[layer] = float((now.float() - base.float()).norm() / base.float().norm())
-        return found
+        """‖W - W_base‖ / ‖W_base‖ per touched layer, over those of its matrices that were touched."""
+        moved: dict[int, list[Tensor]] = {}
+        sizes: dict[int, list[Tensor]] = {}
+        for place, base in sorted(self._base.items()):
+            now = self.matrix(place).read()
+            moved.setdefault(place.layer, []).append((now.float() - base.float()).norm())
+            sizes.setdefault(place.layer, []).append(base.float().norm())
+        return {i: float(torch.stack(moved[i]).norm() / torch.stack(sizes[i]).norm()) for i in moved}
 
     def content_hash(self) -> str:
         """Hash of the edited model: the base's fingerprint, each tensor that differs from it, what is recalled."""
@@ -174,14 +207,19 @@ class WeightsState:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """The unedited model inside the `with`: the touched down-projections are swapped, nothing is recalled."""
-        touched = {i: (self.projection(i), self._base[i]) for i in self._changed()}
+        """The unedited model inside the `with`: the touched matrices are swapped, nothing is recalled."""
+        touched = [(self.matrix(place), self._base[place]) for place in self._changed()]
         with self.side.off(), swapped_in(touched):
             yield
 
-    def _changed(self) -> list[int]:
+    def _changed(self) -> list[MatrixPlace]:
         return [
-            layer
-            for layer, base in sorted(self._base.items())
-            if not torch.equal(base, DownProjection(self.model.layout.layers[layer].down_proj).read())
+            place
+            for place, base in sorted(self._base.items())
+            if not torch.equal(base, matrix_at(self.model.layout, place).read())
         ]
+
+
+def _whole(matrix: Tensor) -> Columns:
+    """All columns of a matrix."""
+    return Columns(torch.arange(matrix.shape[1], dtype=torch.int32), matrix)

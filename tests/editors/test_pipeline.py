@@ -29,7 +29,7 @@ from nmke.models.load import EditableModel
 from nmke.models.weights import DownProjection
 from nmke.stats.covariance import KeyCovariance, LayerStats
 from nmke.stats.store import add_windows
-from nmke.types import EditRequest, LayerUpdate
+from nmke.types import EditRequest, LayerUpdate, MatrixPlace
 
 CONTEXTS = ("", "I was late. ", "The train had left. ")
 REQUESTS = (
@@ -206,7 +206,9 @@ def test_r_rome_gives_the_mean_key_the_value_that_was_found_for_the_bare_prompt(
 def test_nse_finds_its_values_on_the_unedited_weights(model):
     fresh = {name: edit(model, name, REQUESTS[:2], targets="spread") for name in ("nse", "memit")}
     for layer in LAYERS:
-        model.unedited[layer] = DownProjection(model.layout.layers[layer].down_proj).read().clone()
+        model.unedited[MatrixPlace(layer)] = (
+            DownProjection(model.layout.layers[layer].down_proj).read().clone()
+        )
     write(model, edit(model, "memit", REQUESTS[2:], clamp=8.0, steps=8).updates)
     edited = snapshot(model)
     later = {name: edit(model, name, REQUESTS[:2], targets="spread") for name in ("nse", "memit")}

@@ -25,7 +25,7 @@ from nmke.errors import ConfigError
 from nmke.models.load import EditableModel
 from nmke.models.weights import DownProjection
 from nmke.progress import quiet
-from nmke.types import LayerUpdate
+from nmke.types import LayerUpdate, MatrixPlace
 
 D, M, RANK = 5, 9, 3
 
@@ -222,7 +222,9 @@ def test_mlp_outputs_are_what_the_down_projection_writes_at_the_subject(model):
 )
 def test_every_stabiliser_changes_what_is_written(name, model):
     for layer in LAYERS:
-        model.unedited[layer] = DownProjection(model.layout.layers[layer].down_proj).read().clone()
+        model.unedited[MatrixPlace(layer)] = (
+            DownProjection(model.layout.layers[layer].down_proj).read().clone()
+        )
     settings = {"steps": 12, "lr": 1.0, "clamp": 30.0, "stop_loss": 0.0}
     plain = edit(model, "memit", REQUESTS, ("",), **settings)
     other = edit(model, "memit", REQUESTS, ("",), stabilisers=(name,), **settings)

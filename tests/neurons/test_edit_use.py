@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests import runs
 
-from nmke.batch_file import Columns, LayerWrite, read_writes
+from nmke.batch_file import LayerWrite, read_writes
 from nmke.errors import RequestError
 from nmke.neurons.edit_use import edit_use
+from nmke.types import Columns
 
 
 def write(rows: int = 3, d_model: int = 4, d_mlp: int = 6) -> LayerWrite:

@@ -4,7 +4,7 @@ import torch
 from tests import runs
 from tests.studio.conftest import wait_for
 
-from nmke.batch_file import Columns, LayerWrite
+from nmke.batch_file import LayerWrite
 from nmke.errors import RequestError
 from nmke.studio.api import FaultsError, import_file
 from nmke.studio.limits import StudioError
@@ -12,7 +12,7 @@ from nmke.studio.pages import activity, history, neurons
 from nmke.studio.pages.common import follow, job_html, problem_html, say
 from nmke.studio.pages.compare import transcript
 from nmke.studio.pages.edit import changed_settings, make_request
-from nmke.types import EditRequest
+from nmke.types import Columns, EditRequest
 
 EVIL = "<img src=x onerror=alert(1)>"
 

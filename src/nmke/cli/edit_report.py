@@ -85,7 +85,7 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
     drift = session.weights.drift()
     columns: tuple[str, ...] = ("layer", "columns changed", "drift")
     rows: list[tuple[str, ...]] = [
-        (str(c.layer), _share(c.columns, c.of), f"{drift[c.layer]:.2%}") for c in changes
+        (c.place.label, _share(c.columns, c.of), f"{drift[c.layer]:.2%}") for c in changes
     ]
     if masks:
         columns += ("neurons selected", "entropy")

@@ -84,23 +84,26 @@ def measure(
 
 
 def measure_stability(session: EditSession) -> dict[str, Any]:
-    """Every edited layer against its base, in numbers that JSON holds."""
+    """Every edited matrix against its base, in numbers that JSON holds: "4" is layer 4's down-projection."""
     from nmke.stability import compare, project_columns
+    from nmke.types import MatrixPlace
 
     layers: dict[str, Any] = {}
     for changed in session.changed():
-        numbers = compare(*session.weights.before_and_after(changed.layer)).as_json()
+        numbers = compare(*session.weights.before_and_after(changed.place)).as_json()
         for name in ("singular_before", "singular_after"):
             numbers[name] = thinned(numbers[name])
-        layers[str(changed.layer)] = numbers
-    if not layers:
-        return {"layers": {}, "projection": None}
-    farthest = max(layers, key=lambda layer: float(layers[layer]["relative_norm"]))
-    shown = project_columns(*session.weights.before_and_after(int(farthest)), shown=COLUMNS_SHOWN)
+        layers[changed.place.label] = numbers
+    written = [changed.layer for changed in session.changed() if changed.part == "down"]
+    if not written:
+        return {"layers": layers, "projection": None}
+    farthest = max(written, key=lambda layer: float(layers[str(layer)]["relative_norm"]))
+    before_and_after = session.weights.before_and_after(MatrixPlace(farthest))
+    shown = project_columns(*before_and_after, shown=COLUMNS_SHOWN)
     projection = {
-        "layer": int(farthest),
-        "columns": layers[farthest]["columns"],
-        "farthest": min(COLUMNS_SHOWN, layers[farthest]["columns"]) // 4,
+        "layer": farthest,
+        "columns": layers[str(farthest)]["columns"],
+        "farthest": min(COLUMNS_SHOWN, layers[str(farthest)]["columns"]) // 4,
         "index": shown.index.tolist(),
         "before": shown.before.tolist(),
         "after": shown.after.tolist(),

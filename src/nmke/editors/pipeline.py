@@ -34,10 +34,11 @@ from nmke.masking.select import select_neurons
 from nmke.models.load import EditableModel
 from nmke.models.ranks import shared_out
 from nmke.models.replay import Site
+from nmke.models.updates import matrix_at, put_back, write_update
 from nmke.models.weights import DownProjection, swapped_in
 from nmke.progress import Progress, Task, quiet
 from nmke.stats.covariance import LayerStats
-from nmke.types import EditRequest, Keys, LayerUpdate, NeuronMask
+from nmke.types import Columns, EditRequest, Keys, LayerUpdate, MatrixPlace, NeuronMask
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,7 @@ def _write_jointly(
 @contextmanager
 def _unedited(model: EditableModel) -> Iterator[None]:
     """The model as loaded inside the `with`."""
-    layers = model.layout.layers
-    with swapped_in({i: (DownProjection(layers[i].down_proj), base) for i, base in model.unedited.items()}):
+    with swapped_in((matrix_at(model.layout, place), base) for place, base in model.unedited.items()):
         yield
 
 
@@ -253,21 +253,18 @@ class ProvisionalWrites:
 
     def __init__(self, model: EditableModel) -> None:
         self._model = model
-        self._before: list[tuple[DownProjection, Tensor, Tensor]] = []
+        self._before: list[dict[MatrixPlace, Columns]] = []
 
     def __enter__(self) -> ProvisionalWrites:
         return self
 
     def add(self, update: LayerUpdate) -> None:
         """Write one update."""
-        projection = DownProjection(self._model.layout.layers[update.layer].down_proj)
-        index = update.columns.nonzero().squeeze(1)
-        self._before.append((projection, index, projection.columns(index)))
-        projection.add(update.left, update.right)
+        self._before.append(write_update(self._model.layout, update))
 
     def __exit__(self, *_: object) -> None:
-        for projection, index, columns in reversed(self._before):
-            projection.restore(index, columns)
+        for before in reversed(self._before):
+            put_back(self._model.layout, before)
 
 
 @dataclass(frozen=True)
@@ -298,7 +295,7 @@ class _Solve:
         update = LayerUpdate(layer, residuals.T.float().contiguous(), right.float().contiguous(), mask)
         now = self._weights(layer)
         with self.clock.stage("solve"):
-            update = filtered(update, now, self.model.unedited.get(layer, now), names)
+            update = filtered(update, now, self.model.unedited.get(MatrixPlace(layer), now), names)
         self.task.advance(1, f"layer {layer}: {int(update.columns.sum())} of {right.shape[1]} neurons")
         return update
 

@@ -10,26 +10,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nmke.session import EditSession
+from nmke.types import MatrixPlace
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class Change:
-    """One down-projection that differs from the base.
+    """One MLP matrix that differs from the base.
 
     Args:
-        layer: Decoder layer.
+        place: Decoder layer and part.
         module: Path of the linear layer in the model.
         name: Name of its weight in the state dict.
-        base, edited: The matrix without and with the edits, [d_model, d_mlp], in the model's own type.
+        base, edited: The matrix without and with the edits, one column per neuron, in the model's own type;
+            [d_model, d_mlp], and a last row if it is a reading matrix with a bias.
+        with_bias: Whether there is that row.
     """
 
-    layer: int
+    place: MatrixPlace
     module: str
     name: str
-    base: Float[Tensor, "d_model d_mlp"]
-    edited: Float[Tensor, "d_model d_mlp"]
+    base: Float[Tensor, "rows d_mlp"]
+    edited: Float[Tensor, "rows d_mlp"]
+    with_bias: bool = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether neurons read through it: its module's weight is then the transpose."""
+        return self.place.part != "down"
 
     @property
     def columns(self) -> Int[Tensor, " touched"]:
@@ -40,12 +49,14 @@ class Change:
 
 def changes(session: EditSession) -> list[Change]:
     """Every changed matrix with its base, first layer to last; copies, so later writes do not reach them."""
-    names = {changed.layer: changed.name for changed in session.changed()}
-    edited = {layer: session.weights.projection(layer).read().clone() for layer in names}
-    with session.base():
-        base = {layer: session.weights.projection(layer).read().clone() for layer in names}
-    parts = session.model.layout.layers
-    return [Change(i, parts[i].down_proj_name, names[i], base[i], edited[i]) for i in sorted(names)]
+    weights = session.weights
+    found = []
+    for changed in session.changed():
+        base, edited = (matrix.clone() for matrix in weights.before_and_after(changed.place))
+        module = changed.name.removesuffix(".weight")
+        with_bias = len(base) > session.model.layout.d_model
+        found.append(Change(changed.place, module, changed.name, base, edited, with_bias))
+    return found
 
 
 def logits_apart(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:

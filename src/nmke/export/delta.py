@@ -3,6 +3,8 @@
 One safetensors file. Per changed tensor NAME, with `touched` of its d_mlp columns changed:
     NAME.columns  int32 [touched]             which columns, ascending
     NAME.values   [d_model, touched]          their content, in the model's own type
+A column belongs to a neuron. NAME is the weight of a down-projection, or of a linear layer that neurons read through:
+there a column is the neuron's row of the weight, its bias, if it has one, below it ([d_model + 1, touched]).
 Metadata, all strings: schema "nmke.delta/1"; base_fingerprint, base_source, base_dtype: the weights it goes on;
 base_sha256: JSON, per tensor the hash of the unedited matrix; content_hash: of the model afterwards.
 """
@@ -20,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nmke.batch_file import Columns
 from nmke.damage import load_json
 from nmke.errors import ExportError
 from nmke.export.base import (
@@ -37,6 +38,7 @@ from nmke.export.card import write_card
 from nmke.export.changes import Change, changes, logits_apart
 from nmke.models.load import EditableModel, load_model
 from nmke.session import EditSession
+from nmke.types import Columns, MatrixPlace
 from nmke.weights_state import WeightsState
 
 FILE = "delta.safetensors"
@@ -194,11 +196,15 @@ def _write(delta: Delta, model: EditableModel) -> None:
         ExportError: If they do not fit or do not lead to the recorded content hash.
     """
     state = WeightsState(model)
-    layers = {state.tensor_name(parts.index): parts.index for parts in model.layout.layers}
+    columns: dict[MatrixPlace, Columns] = {}
     for name, saved in delta.columns.items():
-        if name not in layers:
-            raise ExportError(_damaged(delta, f"{name!r} is no down-projection of {model.source!r}"))
-        matrix = state.projection(layers[name]).read()
+        place = state.place_of(name)
+        if place is None:
+            raise ExportError(
+                _damaged(delta, f"{name!r} is no MLP matrix of {model.source!r} that edits write")
+            )
+        columns[place] = saved
+        matrix = state.matrix(place).read()
         if _sha256(matrix) != delta.base_sha256[name]:
             raise ExportError(
                 _damaged(delta, f"{name!r} of {model.source!r} is not the matrix it was made on")
@@ -211,10 +217,9 @@ def _write(delta: Delta, model: EditableModel) -> None:
             or not _within(index, matrix.shape[1])
         ):
             raise ExportError(_damaged(delta, f"the columns of {name!r} do not fit {list(matrix.shape)}"))
-    columns = {layers[name]: saved for name, saved in delta.columns.items()}
     before = {
-        i: Columns(saved.index, state.projection(i).columns(saved.index.long()))
-        for i, saved in columns.items()
+        place: Columns(saved.index, state.matrix(place).columns(saved.index.long()))
+        for place, saved in columns.items()
     }
     state.restore(columns)
     found = state.content_hash()
@@ -258,7 +263,7 @@ def _tensors(changed: Sequence[Change]) -> dict[str, Tensor]:
 
 
 def _sha256(matrix: Tensor) -> str:
-    """Hash of a matrix's type, shape and bytes, [d_model, d_mlp] row by row."""
+    """Hash of a matrix's type, shape and bytes, [rows, d_mlp] row by row."""
     digest = hashlib.sha256(f"{matrix.dtype}|{tuple(matrix.shape)}|".encode())
     digest.update(matrix.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,9 +1,10 @@
-"""Export as GGUF for llama.cpp: the base's own file with the edited down-projections replaced by plain floats.
+"""Export as GGUF for llama.cpp: the base's own file with the edited MLP matrices replaced by plain floats.
 
 Every other tensor stays quantised as it was and every key of the metadata keeps its bytes, so nothing but the
 edits changes. Only a base that came from a GGUF file (or is built in, which is the same) has one to patch.
-GGUF keeps `blk.N.ffn_down.weight` as [d_model, d_mlp], row by row and without permutation; that this is so
-for the file at hand is checked by comparing it with the loaded base before anything is written.
+GGUF keeps `blk.N.ffn_down.weight` as [d_model, d_mlp], `ffn_gate` and `ffn_up` as [d_mlp, d_model], row by row and
+without permutation, the only matrix that an MLP without a gate reads through as `ffn_up`; that this is so for the
+file at hand is checked by comparing it with the loaded base before anything is written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from nmke.errors import ExportError, NumericsError
 from nmke.export.base import (
@@ -68,7 +70,7 @@ def export_gguf(
     name = f"{session.model.name}-edited.gguf"
     with _original(session.model) as original, new_folder(path, force=force) as building:
         reader = open_gguf(original)
-        replaced = {_tensor_name(c): _converted(c, edited_type) for c in changed}
+        replaced = {k: v for c in changed for k, v in _converted(c, edited_type).items()}
         for change in changed:
             _check_base(reader, change, original)
         write_patched(reader, building / name, replaced)
@@ -109,27 +111,34 @@ def _original(model: EditableModel) -> Iterator[Path]:
         yield file
 
 
-def _tensor_name(change: Change) -> str:
-    return f"blk.{change.layer}.ffn_down.weight"
+def _tensors(change: Change, matrix: Tensor) -> dict[str, Tensor]:
+    """A changed matrix as the file's tensors, by their names."""
+    prefix = f"blk.{change.place.layer}.ffn_{change.place.part}"
+    if not change.reads:
+        return {f"{prefix}.weight": matrix}
+    if not change.with_bias:
+        return {f"{prefix}.weight": matrix.T}
+    return {f"{prefix}.weight": matrix[:-1].T, f"{prefix}.bias": matrix[-1]}
 
 
-def _converted(change: Change, edited_type: FloatType) -> np.ndarray[Any, Any]:
+def _converted(change: Change, edited_type: FloatType) -> dict[str, np.ndarray[Any, Any]]:
     matrix = change.edited.to(_TYPES[edited_type])
     if not bool(torch.isfinite(matrix).all()):
         raise NumericsError(f"{change.name!r} does not fit into {edited_type}; export it as F32")
-    return matrix.cpu().contiguous().numpy()
+    return {name: t.cpu().contiguous().numpy() for name, t in _tensors(change, matrix).items()}
 
 
 def _check_base(reader: GGUFReader, change: Change, file: Path) -> None:
-    """Refuse a file whose tensor is not the loaded base's."""
-    found = dequantised(reader, _tensor_name(change))
-    loaded = None if found is None else torch.from_numpy(found.copy()).to(change.base.dtype)
-    if loaded is None or not torch.equal(loaded, change.base.cpu()):
-        what = "has no" if found is None else "has another"
-        raise ExportError(
-            f"GGUF file {str(file)!r} {what} {_tensor_name(change)!r} than the loaded base in {change.name!r}; "
-            "put the file back that the run was begun on, or export with `--to hf`"
-        )
+    """Refuse a file whose tensors are not the loaded base's."""
+    for name, base in _tensors(change, change.base).items():
+        found = dequantised(reader, name)
+        loaded = None if found is None else torch.from_numpy(found.copy()).to(base.dtype)
+        if loaded is None or not torch.equal(loaded, base.cpu()):
+            what = "has no" if found is None else "has another"
+            raise ExportError(
+                f"GGUF file {str(file)!r} {what} {name!r} than the loaded base in {change.name!r}; "
+                "put the file back that the run was begun on, or export with `--to hf`"
+            )
 
 
 def _compare(
@@ -145,7 +154,7 @@ def _compare(
         ExportError: If a weight, a token id or the logits are not the session's.
     """
     reloaded = load_model(str(file), dtype=session.folder.base.dtype, device=str(session.model.device))
-    edited = {change.name for change in changed}
+    edited = {change.name for change in changed} | {f"{c.module}.bias" for c in changed if c.with_bias}
     found = reloaded.model.state_dict()
     for name, tensor in session.model.model.state_dict().items():
         wanted = tensor.to(_TYPES[edited_type]).to(tensor.dtype) if name in edited else tensor

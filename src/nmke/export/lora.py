@@ -1,4 +1,4 @@
-"""Export as a LoRA adapter in PEFT's layout: the change of each down-projection as a product of two thin matrices.
+"""Export as a LoRA adapter in PEFT's layout: the change of each MLP matrix as a product of two thin matrices.
 
 Goes on the base in any precision, also on a quantised copy. An edit writes in few directions, so the adapter is
 exact up to rounding once its rank reaches the number of directions; the rank is one that vLLM accepts. What the
@@ -91,7 +91,8 @@ def export_lora(
 
     Raises:
         ConfigError: If `rank` is below 1.
-        ExportError: If nothing is changed, it cannot be written, or it does not reproduce the session's logits.
+        ExportError: If nothing or a bias is changed, it cannot be written, or it does not reproduce the session's
+            logits.
         NumericsError: If a weight is not finite.
     """
     if rank is not None and rank < 1:
@@ -154,12 +155,20 @@ def _spectra(session: EditSession) -> list[_Spectrum]:
     """One spectrum per changed tensor.
 
     Raises:
-        ExportError: If nothing is changed.
+        ExportError: If nothing is changed, or a bias, which is in no product of two matrices.
     """
     changed = changes(session)
     if not changed:
         raise ExportError(
             "the run changes nothing, so there is no adapter to write; use the base model as it is"
+        )
+    biased = next(
+        (c.module for c in changed if c.with_bias and not torch.equal(c.base[-1], c.edited[-1])), None
+    )
+    if biased is not None:
+        raise ExportError(
+            f"an adapter was asked for; the edits change the bias of {biased!r}, which an adapter does not hold: "
+            "export as hf or delta"
         )
     roundings = max(1, len(session.ledger.active()))
     return [_spectrum(change, roundings) for change in changed]
@@ -174,7 +183,9 @@ def _spectrum(change: Change, roundings: int) -> _Spectrum:
 
 
 def _update(change: Change) -> Tensor:
-    return change.edited.double() - change.base.double()
+    """Change of the weight, [d_model, d_mlp], without the row of biases."""
+    update = change.edited.double() - change.base.double()
+    return update[:-1] if change.with_bias else update
 
 
 def _write_adapter(
@@ -204,8 +215,10 @@ def _write_adapter(
     for spectrum in spectra:
         left, right = factors(_update(spectrum.change), spectrum.vectors, rank)
         name = _PREFIX + spectrum.change.module
-        tensors[f"{name}.lora_A.weight"] = right.cpu().contiguous()  # [rank d_mlp], for Conv1D too
-        tensors[f"{name}.lora_B.weight"] = left.cpu().contiguous()  # [d_model rank]
+        if spectrum.change.reads:  # the module's own weight is the transpose
+            left, right = right.T, left.T
+        tensors[f"{name}.lora_A.weight"] = right.cpu().contiguous()  # [rank d_in], for Conv1D too
+        tensors[f"{name}.lora_B.weight"] = left.cpu().contiguous()  # [d_out rank]
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
@@ -226,8 +239,8 @@ def _adding(tensors: Mapping[str, Tensor], name: str, scaling: float) -> Any:
     down, up = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        inputs = args[0].to(down.dtype)  # [... d_mlp]
-        added = inputs @ down.to(inputs.device).T @ up.to(inputs.device).T  # [... d_model]
+        inputs = args[0].to(down.dtype)  # [... d_in]
+        added = inputs @ down.to(inputs.device).T @ up.to(inputs.device).T  # [... d_out]
         return (output + scaling * added).to(output.dtype)
 
     return hook
@@ -253,7 +266,7 @@ def _notes(rank: int, worst: _Spectrum, effect: float) -> tuple[str, ...]:
         f", of which rounding to {dtype} explains {noise:.2g}" if noise > 10 * LOST_ENERGY**0.5 else ""
     )
     notes = [
-        f"rank {rank}, alpha {rank}; residual ‖ΔW - BA‖/‖ΔW‖ at most {residual:.2g} (layer {worst.change.layer})"
+        f"rank {rank}, alpha {rank}; residual ‖ΔW - BA‖/‖ΔW‖ at most {residual:.2g} (layer {worst.change.place.layer})"
         + explained,
         f"the edits themselves change the compared logits by up to {effect:.2g}",
         "peft loads it (`pip install 'nmke[lora]'`); a quantised copy of the base is fine",
@@ -267,5 +280,5 @@ exporters.register(
     "lora",
     export_lora,
     source="arXiv:2106.09685",
-    summary="PEFT adapter on the down-projections, for peft and vLLM",
+    summary="PEFT adapter on the edited MLP matrices, for peft and vLLM",
 )

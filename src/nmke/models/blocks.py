@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from nmke.errors import LayoutError
 from nmke.models.probing import TOKENS, Call, at_row, close, gradient, is_position_wise, rows
-from nmke.models.weights import LINEAR_TYPES, written_matrix
+from nmke.models.read_in import ReadIn, find_read_in
+from nmke.models.weights import (
+    LINEAR_TYPES,
+    DownProjection,
+    NeuronMatrix,
+    ReadingMatrix,
+    written_matrix,
+)
+from nmke.types import Part
 
 EXPERTS_NEED = (
     "editing one would need a down-projection, key statistics and a memory of past keys for every expert, and the "
@@ -43,6 +52,40 @@ class LayerParts:
     block_name: str
     d_mlp: int
     direct_write: bool
+
+    @cached_property
+    def read_in(self) -> ReadIn:
+        """What feeds the neurons; probed when first asked for.
+
+        Raises:
+            LayoutError: If that cannot be shown, as for a fused gate and up-projection.
+        """
+        return find_read_in(self.mlp, self.down_proj, self.down_proj_name)
+
+    def linear(self, part: Part) -> tuple[nn.Module, str]:
+        """One of the MLP's linear layers, and its path in the model.
+
+        Raises:
+            LayoutError: If the layer has no such part.
+        """
+        if part == "down":
+            return self.down_proj, self.down_proj_name
+        if part == "up":
+            return self.read_in.up, self.read_in.up_name
+        if self.read_in.gate is None:
+            raise LayoutError(
+                f"the gate of layer {self.block_name!r} was asked for; its MLP has none: write 'up' and 'down' alone"
+            )
+        return self.read_in.gate, self.read_in.gate_name
+
+    def matrix(self, part: Part) -> NeuronMatrix:
+        """One of the MLP's matrices, one column per neuron.
+
+        Raises:
+            LayoutError: If the layer has no such part.
+        """
+        module, _ = self.linear(part)
+        return DownProjection(module) if part == "down" else ReadingMatrix(module)
 
 
 def find_parts(index: int, name: str, block: nn.Module, calls: dict[str, Call], d_model: int) -> LayerParts:

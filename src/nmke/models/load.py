@@ -32,6 +32,7 @@ from nmke.models.files import check_gguf, check_sizes, weight_files
 from nmke.models.generate import Decoding, continue_prompts, first_line
 from nmke.models.mirror import Mirror
 from nmke.models.tokens import TextEncoder, TokenBatch
+from nmke.types import MatrixPlace
 
 if TYPE_CHECKING:
     from nmke.models.layout import ModelLayout
@@ -58,7 +59,7 @@ class EditableModel:
         device: Where the input goes.
         replayable: Whether `nmke.models.replay` reproduces it; None until tried.
         half_products: Whether its blocks run on copies that multiply in bfloat16; None until tried.
-        unedited: Down-projections as loaded, of the layers that were edited since; kept by `WeightsState`.
+        unedited: MLP matrices as loaded, of those that were edited since; kept by `WeightsState`.
         revision: Hub revision it was read from, if one was asked for.
         loadable: Whether another process gets the same model from `source`, on one device.
         mirror: What processes that share the work on it were told; see `nmke.models.ranks`.
@@ -76,7 +77,7 @@ class EditableModel:
     device: torch.device
     replayable: bool | None = None
     half_products: bool | None = None
-    unedited: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+    unedited: dict[MatrixPlace, torch.Tensor] = field(default_factory=dict, repr=False)
     revision: str | None = None
     loadable: bool = False
     mirror: Mirror = field(default_factory=Mirror, repr=False)

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from nmke.errors import NmkeError, RankError
 from nmke.models.load import EditableModel, load_model
-from nmke.models.mirror import Columns
-from nmke.models.weights import DownProjection
+from nmke.models.updates import put_back
+from nmke.types import Columns, MatrixPlace
 
 TIMEOUT = "NMKE_RANK_TIMEOUT"  # seconds that a rank may leave another one waiting
 DEFAULT_TIMEOUT = 1800.0
@@ -49,7 +49,7 @@ class Order:
         revision: Of a hub model.
         fingerprint: Of the unedited weights.
         fresh: Whether followers hold another model, or none.
-        changes: By layer, what was written since the last order; since the model was loaded for a fresh one.
+        changes: By matrix, what was written since the last order; since the model was loaded for a fresh one.
         work: A function of a module: the model, units and `given` to one result after another.
         units: All of them; a follower takes every `size`-th.
         given: What every unit needs.
@@ -61,7 +61,7 @@ class Order:
     revision: str | None
     fingerprint: str
     fresh: bool
-    changes: Mapping[int, Columns]
+    changes: Mapping[MatrixPlace, Columns]
     work: Work[Any]
     units: Sequence[Any]
     given: tuple[Any, ...]
@@ -175,7 +175,7 @@ def _order(
 ) -> Order:
     if fresh:
         model.mirror.sent.clear()
-    changes = model.mirror.changes([parts.down_proj for parts in model.layout.layers], model.unedited)
+    changes = model.mirror.changes(model.layout.layers, model.unedited)
     dtype = str(model.dtype).removeprefix("torch.")
     place = (model.source, model.device.type, dtype, model.revision, model.fingerprint)
     return Order(*place, fresh, changes, work, units, given)
@@ -218,8 +218,7 @@ def _brought_to(order: Order, model: EditableModel | None) -> EditableModel:
                 f"{order.source!r} has weights {model.fingerprint[:12]} on rank {dist.get_rank()}, "
                 f"{order.fingerprint[:12]} on rank 0; give every rank the same files"
             )
-    for layer, change in order.changes.items():
-        DownProjection(model.layout.layers[layer].down_proj).restore(change.index, change.content)
+    put_back(model.layout, order.changes)
     return model
 
 

@@ -1,12 +1,14 @@
-"""A layer's down-projection as one matrix [d_model d_mlp], read and written in place.
+"""A layer's MLP matrices with one column per neuron, read and written in place.
 
-`nn.Linear` keeps its weight as [out, in], transformers' `Conv1D` as [in, out]; here both look alike. Column i
-is what neuron i writes into the residual stream.
+`nn.Linear` keeps its weight as [out, in], transformers' `Conv1D` as [in, out]; here both look alike. Column i of
+the down-projection is what neuron i writes into the residual stream; column i of a matrix that feeds the neurons
+(gate, up, or the only one) is what neuron i reads there, its bias below it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 
@@ -36,8 +38,50 @@ def written_matrix(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
     )
 
 
-class DownProjection:
-    """Reads, changes and restores the columns of one down-projection; every write is in place.
+class NeuronMatrix(ABC):
+    """A matrix of an MLP whose column i belongs to neuron i; every write is in place."""
+
+    @abstractmethod
+    def read(self) -> Float[Tensor, "rows d_mlp"]:
+        """The matrix as it is now; it may follow later writes, so clone it to keep it."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int:
+        """Torch's write counter of the weights: it moves with every write."""
+
+    @abstractmethod
+    def put(self, index: Int[Tensor, " touched"], columns: Float[Tensor, "rows touched"]) -> None:
+        """Write columns that are on the weights' device and of their type."""
+
+    @torch.no_grad()
+    def columns(self, index: Int[Tensor, " touched"]) -> Float[Tensor, "rows touched"]:
+        """A copy of the columns at `index`, in the order asked for."""
+        matrix = self.read()
+        return matrix.index_select(1, index.to(matrix.device))
+
+    @torch.no_grad()
+    def restore(self, index: Int[Tensor, " touched"], columns: Float[Tensor, "rows touched"]) -> None:
+        """Put columns back bit for bit, in place.
+
+        Args:
+            index: Which columns.
+            columns: Their content, as `columns` gave it.
+
+        Raises:
+            NumericsError: If the type differs from the weights', since rounding would not be exact.
+        """
+        matrix = self.read()
+        if columns.dtype != matrix.dtype:
+            raise NumericsError(
+                f"columns of type {columns.dtype} were given for weights of type {matrix.dtype}; "
+                "an exact restore needs the same type, pass what `columns` returned"
+            )
+        self.put(index.to(matrix.device), columns.to(matrix.device))
+
+
+class DownProjection(NeuronMatrix):
+    """Reads, changes and restores the columns of one down-projection.
 
     Args:
         module: `nn.Linear` or `Conv1D` that writes d_model from d_mlp neurons.
@@ -59,6 +103,15 @@ class DownProjection:
     def read(self) -> Float[Tensor, "d_model d_mlp"]:
         """The matrix as it is now: a view, so that it follows later writes; clone it to keep it."""
         return written_matrix(self._module)
+
+    @property
+    def version(self) -> int:
+        """See `NeuronMatrix.version`."""
+        return self.read()._version
+
+    def put(self, index: Int[Tensor, " touched"], columns: Float[Tensor, "d_model touched"]) -> None:
+        """See `NeuronMatrix.put`."""
+        self.read().index_copy_(1, index, columns)
 
     @torch.no_grad()
     def add(self, left: Float[Tensor, "d_model rank"], right: Float[Tensor, "rank d_mlp"]) -> None:
@@ -83,52 +136,63 @@ class DownProjection:
                 f"update of {len(touched)} of {matrix.shape[1]} columns was asked for; found NaN or infinity "
                 f"after rounding to {matrix.dtype}; raise l2 or edit fewer facts at once"
             )
-        matrix.index_copy_(1, touched, columns)
+        self.put(touched, columns)
 
-    @torch.no_grad()
-    def columns(self, index: Int[Tensor, " touched"]) -> Float[Tensor, "d_model touched"]:
-        """A copy of the columns at `index`, in the order asked for."""
-        matrix = self.read()
-        return matrix.index_select(1, index.to(matrix.device))
 
-    @torch.no_grad()
-    def restore(self, index: Int[Tensor, " touched"], columns: Float[Tensor, "d_model touched"]) -> None:
-        """Put columns back bit for bit, in place.
+class ReadingMatrix(NeuronMatrix):
+    """Reads, replaces and restores what neurons read through one linear layer: its rows, with their biases.
 
-        Args:
-            index: Which columns.
-            columns: Their content, as `columns` gave it.
+    Args:
+        module: `nn.Linear` or `Conv1D` that gives d_mlp values from d_model.
 
-        Raises:
-            NumericsError: If the type differs from the weights', since rounding would not be exact.
+    Raises:
+        LayoutError: If the module is of another type.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._weight = written_matrix(module).T  # [d_model d_mlp]
+        self._bias = None if module.bias is None else module.bias.detach()
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the last row is the bias."""
+        return self._bias is not None
+
+    def read(self) -> Float[Tensor, "rows d_mlp"]:
+        """The matrix as it is now, [d_model, d_mlp], or [d_model + 1, d_mlp] with the bias as its last row.
+
+        Without a bias it is a view and follows later writes; clone it to keep it.
         """
-        matrix = self.read()
-        if columns.dtype != matrix.dtype:
-            raise NumericsError(
-                f"columns of type {columns.dtype} were given for weights of type {matrix.dtype}; "
-                "an exact restore needs the same type, pass what `columns` returned"
-            )
-        matrix.index_copy_(1, index.to(matrix.device), columns.to(matrix.device))
+        return self._weight if self._bias is None else torch.cat([self._weight, self._bias[None]])
+
+    @property
+    def version(self) -> int:
+        """See `NeuronMatrix.version`."""
+        return self._weight._version + (0 if self._bias is None else self._bias._version)
+
+    def put(self, index: Int[Tensor, " touched"], columns: Float[Tensor, "rows touched"]) -> None:
+        """See `NeuronMatrix.put`."""
+        self._weight.index_copy_(1, index, columns[: len(self._weight)])
+        if self._bias is not None:
+            self._bias.index_copy_(0, index, columns[-1])
 
 
 @contextmanager
-def swapped_in(
-    matrices: Mapping[int, tuple[DownProjection, Float[Tensor, "d_model d_mlp"]]],
-) -> Iterator[None]:
-    """Other matrices in place of some down-projections inside the `with`; bit for bit as before behind it.
+def swapped_in(matrices: Iterable[tuple[NeuronMatrix, Float[Tensor, "rows d_mlp"]]]) -> Iterator[None]:
+    """Other content in place of some matrices inside the `with`; bit for bit as before behind it.
 
     Args:
-        matrices: By layer, the down-projection and what stands in for its weights.
+        matrices: Each matrix and what stands in for its content.
     """
-    now = {layer: projection.read().detach().clone() for layer, (projection, _) in matrices.items()}
+    swaps = list(matrices)
+    now = [matrix.read().detach().clone() for matrix, _ in swaps]
 
-    def put(layer: int, matrix: Tensor) -> None:
-        matrices[layer][0].restore(torch.arange(matrix.shape[1]), matrix)
+    def put(contents: Iterable[Tensor]) -> None:
+        for (matrix, _), content in zip(swaps, contents, strict=True):
+            matrix.restore(torch.arange(content.shape[1]), content)
 
     try:
-        for layer, (_, matrix) in matrices.items():
-            put(layer, matrix)
+        put(content for _, content in swaps)
         yield
     finally:
-        for layer, matrix in now.items():
-            put(layer, matrix)
+        put(now)

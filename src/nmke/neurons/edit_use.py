@@ -78,12 +78,11 @@ def _layer_use(layer: int, write: LayerWrite, edit: int, count: int) -> LayerUse
     rows = (write.owners == edit).nonzero().flatten()
     if len(rows) == 0:
         raise RequestError(f"the batch wrote no edit number {edit}; it wrote {int(write.owners.max()) + 1}")
-    left, right = write.left.double(), write.right.double()
     key = write.keys[rows[0]].double()
-    delta = left @ right  # [d_model, d_mlp]
+    delta = write.delta
     wrote = delta @ key
     parts = key * (delta.T @ wrote) / wrote.square().sum().clamp(min=1e-30)  # add up to 1
-    own = left[:, rows] @ right[rows]
+    own = write.of_edit(edit)
     ranked = parts.argsort(descending=True, stable=True)
     sums = parts[ranked].cumsum(0)
     place = {int(neuron): column for column, neuron in enumerate(write.before.index.tolist())}

@@ -228,9 +228,10 @@ def _weights(stability: Mapping[str, Any], drift: tuple[Figure, ...]) -> Section
         "σ₁ now / before",
     )  # fmt: skip
     note = (
-        "Each edited down-projection against the base. W₁: first Wasserstein distance between the norms of its columns "
-        "before and after, in the weights' units. Cosine: of each column before and after, over all columns. σ₁: "
-        "largest singular value."
+        "Each edited matrix against the base, one column per neuron: a plain number is the layer's down-projection, "
+        "gate and up are what its neurons read through. W₁: first Wasserstein distance between the norms of its "
+        "columns before and after, in the weights' units. Cosine: of each column before and after, over all columns. "
+        "σ₁: largest singular value."
     )
     tables = (Table("stability", columns, rows, note=note),) if rows else ()
     return Section(
