@@ -41,6 +41,7 @@ def test_a_file_in_the_format_of_earlier_versions_is_read(tmp_path):
     write = read_writes(tmp_path / "b.safetensors")[4]
     assert write.after is None and torch.equal(write.delta, left.double() @ right.double())
     torch.testing.assert_close(write.of_edit(0) + write.of_edit(1), write.delta)
+    torch.testing.assert_close(write.column_norms(1), write.of_edit(1).norm(dim=0))
 
 
 def test_a_batch_of_linear_writes_keeps_the_names_that_earlier_versions_read(tmp_path):
@@ -65,6 +66,7 @@ def test_whole_neurons_are_kept_with_what_they_replaced(tmp_path):
     write, base = read_writes(tmp_path / "b.safetensors")[1], state.before_and_after(MatrixPlace(1))
     torch.testing.assert_close(write.delta, (base[1] - base[0]).double())
     own = write.of_edit(1)
+    torch.testing.assert_close(write.column_norms(1), own.norm(dim=0))
     assert own.any(dim=0).nonzero().flatten().tolist() == [2]  # the second row's neuron
     state.take_back(before)
     assert runs.bits(state.model) == as_loaded

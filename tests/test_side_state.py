@@ -154,9 +154,7 @@ def test_a_changed_memory_is_found_by_verify(tmp_path: Path):
 
 
 def test_methods_without_a_solver_refuse_masks_and_stabilisers(tmp_path: Path):
-    with pytest.raises(
-        ConfigError, match="mask 'random' goes with methods that solve for keys, 'grace' does not"
-    ):
+    with pytest.raises(ConfigError, match="mask 'random' does not go with method 'grace', which takes none"):
         begin(tmp_path / "one", "grace", mask="random", ratio=0.5)
     with pytest.raises(
         ConfigError, match="stabiliser 'sphere' goes with locate-then-edit methods, 'ft' is none"

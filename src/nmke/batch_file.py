@@ -234,6 +234,14 @@ class LayerWrite:
             return self.left[:, mine].double() @ self.right[mine].double()
         return self._spread((self.after.double() - self.before.values.double()) * mine)
 
+    def column_norms(self, edit: int) -> Tensor:
+        """Norm of each column of `of_edit`, [d_mlp], without forming it from its factors."""
+        if self.after is not None:
+            return self.of_edit(edit).norm(dim=0)
+        mine = self.owners == edit
+        left, right = self.left[:, mine].double(), self.right[mine].double()
+        return (right * (left.T @ left @ right)).sum(dim=0).clamp(min=0).sqrt()
+
     def _spread(self, columns: Tensor) -> Tensor:
         whole = columns.new_zeros(len(columns), self.right.shape[1])
         whole[:, self.before.index.long()] = columns

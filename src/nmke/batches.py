@@ -6,12 +6,12 @@ import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import nmke
 from nmke.active_edits import ActiveEdits, Place
 from nmke.attribution import neuron_scores
-from nmke.config import EditConfig
+from nmke.config import EditConfig, MaskName
 from nmke.editors import methods
 from nmke.editors.method import Method
 from nmke.editors.pipeline import BatchResult, default_layers
@@ -72,9 +72,11 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
         raise ConfigError(
             f"method {config.method!r} edits {method.max_layers} layer, {len(layers)} asked; give one"
         )
-    if method.solver is None and filled.mask != "none":
+    if not method.takes_mask(filled.mask):
+        taken = [name for name in get_args(MaskName) if method.takes_mask(name)]
         raise ConfigError(
-            f"mask {filled.mask!r} goes with methods that solve for keys, {config.method!r} does not; drop the mask"
+            f"mask {filled.mask!r} does not go with method {config.method!r}, which takes {', '.join(taken)}; "
+            "drop the mask or choose another method"
         )
     check_stabilisers(method, filled, layers)
     check_batch_size(filled.method, filled.batch_size)
@@ -83,7 +85,7 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
 
 def _check_scope(config: EditConfig, method: Method) -> None:
     """Raise unless mask, scope, score and ratio go together and with the method."""
-    takes_ratio: tuple[str, ...] = ("random",)
+    takes_ratio: tuple[str, ...] = () if method.masks else ("random",)
     if config.mask_scope == "edit":
         if not method.edit_masks:
             raise ConfigError(
@@ -98,6 +100,9 @@ def _check_scope(config: EditConfig, method: Method) -> None:
         raise ConfigError(
             f"ratio {config.ratio} goes with mask {' or '.join(map(repr, takes_ratio))}, {config.mask!r} asked; the "
             "other masks' ratios come from entropy: drop `ratio` or choose another mask"
+            if takes_ratio
+            else f"ratio {config.ratio} asked of method {config.method!r}, which takes one neuron for each edit and "
+            "layer; drop `ratio`"
         )
 
 

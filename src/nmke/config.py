@@ -23,7 +23,10 @@ from pydantic import (
 
 from nmke.errors import ConfigError
 
-MaskName = Literal["entropy", "random", "none", "general", "specific", "overlap", "non-overlap", "fixed"]
+MaskName = Literal[
+    "entropy", "random", "none", "general", "specific", "overlap", "non-overlap", "fixed", "least"
+]
+LEAST = "least"
 AttributionTarget = Literal["predicted", "new", "true"]
 AttributionToken = Literal["last", "subject"]
 AUTO = "auto"
@@ -89,7 +92,10 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         (), description="Names, comma-separated: what to add against collapse, in this order."
     )
 
-    mask: MaskName = Field("none", description="Which neurons may change.")
+    mask: MaskName = Field(
+        "none",
+        description="Which neurons may change; least, for nmke-own: those that ordinary text uses least.",
+    )
     mask_scope: Literal["batch", "edit"] = Field(
         "batch", description="One mask for a batch, as NMKE has it, or one for each edit of it."
     )

@@ -29,6 +29,7 @@ class RunStats:
     ) -> None:
         self._model, self._base, self._store = model, base, store
         self._loaded: dict[tuple[object, ...], LayerStats] = {}
+        self._inputs: dict[tuple[int, CorpusSpec], Gram] = {}
         self._anchors: dict[EditConfig, dict[int, float]] = {}
 
     def of(self, config: EditConfig, progress: Progress) -> dict[int, LayerStats]:
@@ -58,6 +59,22 @@ class RunStats:
             return found.moment.to(self._model.device)
 
         return read
+
+    def inputs(self, config: EditConfig, progress: Progress) -> dict[int, Gram]:
+        """E[x₁ x₁ᵀ] of the MLP inputs x, with a one below each, of each layer that `config` edits.
+
+        Raises:
+            LayoutError: If the model does not show what its neurons read.
+        """
+        assert config.layers is not None
+        spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
+        missing = [layer for layer in config.layers if (layer, spec) not in self._inputs]
+        if missing:
+            with self._base():
+                gathered = self._store.prepare(self._model, missing, spec, progress, "inputs")
+            for layer, moment in gathered.items():
+                self._inputs[layer, spec] = moment.moment.to(self._model.device)
+        return {layer: self._inputs[layer, spec] for layer in config.layers}
 
     def anchors(
         self, config: EditConfig, contexts: Sequence[str], progress: Progress

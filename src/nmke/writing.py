@@ -12,7 +12,7 @@ from nmke.active_edits import Place
 from nmke.batches import BatchReport
 from nmke.config import EditConfig
 from nmke.editors import methods
-from nmke.editors.method import STATISTICS
+from nmke.editors.method import INPUT_STATISTICS, STATISTICS
 from nmke.editors.pipeline import compute_updates
 from nmke.environment import deterministic, environment
 from nmke.errors import HealthError
@@ -66,6 +66,7 @@ class BatchWriter:
             return BatchReport(self._journal.save("edit", batches.body(config) | made, hash_before, known))
         superseded, turn = self._superseded(todo), self._ledger.edits.count()
         statistics = self._stats.of(config, progress) if STATISTICS in entry.needs else {}
+        inputs = self._stats.inputs(config, progress) if INPUT_STATISTICS in entry.needs else {}
         anchors = self._stats.anchors(config, self._folder.contexts, progress)
         with self._weights.side.off(), smaller_plan(len(todo), config):
             result = compute_updates(
@@ -80,6 +81,7 @@ class BatchWriter:
                 progress,
                 side=self._weights.side.memories.get(config.method),
                 anchors=anchors,
+                inputs=inputs,
             )
         overwritten = self._weights.apply(result.updates, result.side)
         with self._journal.all_or_nothing(lambda: self._weights.take_back(overwritten)):

@@ -113,7 +113,7 @@ def test_statistics_are_gathered_once_and_only_for_missing_layers(model, text_fi
     gathered: list[set[int]] = []
     plain = store_module.add_windows
     monkeypatch.setattr(
-        store_module, "add_windows", lambda m, t, w: (gathered.append(set(t)), plain(m, t, w))
+        store_module, "add_windows", lambda m, t, w, k: (gathered.append(set(t)), plain(m, t, w, k))
     )
     both = store.prepare(model, LAYERS, spec)
     assert gathered and all(layers == {1} for layers in gathered)

@@ -132,6 +132,8 @@ def health_text(outcome: Outcome) -> str:
 def _selected(detail: dict[str, float] | None) -> tuple[str, str]:
     if detail is None:
         return "", ""
+    if "free" in detail:
+        return f"{detail['kept']:.0f}, of {detail['free']:.0f} free ones", ""
     if "edit_entropy" in detail:
         return f"{detail['kept']:.0f}, {detail['kept_per_edit']:.0f} an edit", f"{detail['edit_entropy']:.2f}"
     return _share(

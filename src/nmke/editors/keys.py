@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmke.editors.rows import prompt_rows
 from nmke.models.key_pass import SharedPass, WholePass
@@ -32,6 +33,7 @@ class KeyPass:
         layers: The edited layers, ascending.
 
     Attributes:
+        owner: The edit of each row.
         gaps: By layer, how far the reference row's key lies from the mean key of the latest `collect`.
     """
 
@@ -49,7 +51,7 @@ class KeyPass:
         self._weights = weights.to(model.device)
         starts = torch.tensor([0, *(len(rows) for rows in found)]).cumsum(0)[:-1]
         self._reference = starts.to(model.device)  # the bare row, or the first context where that is left out
-        self._owner = torch.repeat_interleave(
+        self.owner = torch.repeat_interleave(
             torch.arange(len(found)), torch.tensor([len(rows) for rows in found])
         ).to(model.device)
         self.gaps: dict[int, Keys] = {}
@@ -79,24 +81,49 @@ class KeyPass:
         start = self.layers[0] if changed is None else changed
         modules = {i: layers[i].down_proj for i in self.layers if i >= start}
         last = layers[self.layers[-1]].block
+        with record_outputs({"last": last}, clone=True) as outputs:
+            seen = self.at_anchors(modules, deltas, changed)
+        device = self._rows.device
+        keys = {i: self.average(each) for i, each in seen.items()}
+        self.gaps |= {i: each[self._reference] - keys[i] for i, each in seen.items()}
+        return keys, outputs["last"].to(device)[self._rows, self._columns][self._reference].double()
+
+    @torch.no_grad()
+    def at_anchors(
+        self,
+        modules: Mapping[Any, nn.Module],
+        deltas: Mapping[int, Float[Tensor, "edits d_model"]] | None = None,
+        changed: int | None = None,
+    ) -> dict[Any, Float[Tensor, "rows width"]]:
+        """What modules of the edited layers read at the anchor, row by row (see `owner`), in float64.
+
+        Args:
+            modules: Which modules, under keys of the caller's.
+            deltas: As in `collect`.
+            changed: As in `collect`.
+        """
+        layers = self.model.layout.layers
+        start = self.layers[0] if changed is None else changed
         self._pass.prepare(start)
         with ExitStack() as stack:
             inputs = stack.enter_context(record_inputs(modules))
-            outputs = stack.enter_context(record_outputs({"last": last}, clone=True))
             for i, delta in (deltas or {}).items():
-                stack.enter_context(replace_output(modules[i], self._adder(delta)))
+                stack.enter_context(replace_output(layers[i].down_proj, self._adder(delta)))
             self._pass.run(start)
         count = len(self._rows)
         device = self._rows.device  # a spread model's layers are elsewhere
-        seen = {i: in_rows(inputs[i].to(device), count)[self._rows, self._columns].double() for i in modules}
-        keys = {i: self._weights @ each for i, each in seen.items()}
-        self.gaps |= {i: each[self._reference] - keys[i] for i, each in seen.items()}
-        return keys, outputs["last"].to(device)[self._rows, self._columns][self._reference].double()
+        return {
+            key: in_rows(inputs[key].to(device), count)[self._rows, self._columns].double() for key in modules
+        }
+
+    def average(self, seen: Float[Tensor, "rows width"]) -> Float[Tensor, "edits width"]:
+        """The mean over each edit's rows: of the bare row and of the mean of the others."""
+        return self._weights @ seen
 
     def _adder(self, delta: Tensor):  # type: ignore[no-untyped-def]  # a closure over the rows
         def change(out: Tensor) -> Tensor:
             out = out.clone()
-            in_rows(out, len(self._rows))[self._rows, self._columns] += delta.to(out)[self._owner]
+            in_rows(out, len(self._rows))[self._rows, self._columns] += delta.to(out)[self.owner]
             return out
 
         return change

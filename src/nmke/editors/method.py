@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.config import EditConfig
+from nmke.config import LEAST, EditConfig
 from nmke.editors.memory import KeyMemory
 from nmke.editors.side import Recall, SideMemory
 from nmke.masking.per_edit import suits_edit
@@ -23,7 +23,7 @@ from nmke.models.load import EditableModel
 from nmke.progress import Progress
 from nmke.registry import Registry
 from nmke.stats.covariance import LayerStats
-from nmke.types import EditRequest, Keys, Mask
+from nmke.types import EditRequest, Gram, Keys, Mask
 
 if TYPE_CHECKING:
     from nmke.editors.pipeline import BatchResult
@@ -32,6 +32,7 @@ Directions = Float[Tensor, "edits d_mlp"]
 
 # What an entry may need.
 STATISTICS = "key statistics"  # the second moment of ordinary keys, per edited layer (`nmke prepare`)
+INPUT_STATISTICS = "input statistics"  # the second moment of ordinary MLP inputs, gathered when first needed
 SIDE_MEMORY = "side memory"  # tensors beside the weights that are looked up at inference
 PROMPT = "prompt"  # text in front of every prompt
 PEFT = "peft"  # the extra `lora`
@@ -74,6 +75,9 @@ class Batch:
         config: Resolved settings, with `layers` given.
         progress: Told about each stage.
         side: The method's own side memory so far, None at first.
+        stats: Key statistics of every edited layer, if the method needs them.
+        inputs: E[x₁ x₁ᵀ] of ordinary MLP inputs x with a one below each, per edited layer, if it needs them.
+        turn: Number of the batch in its run.
     """
 
     model: EditableModel
@@ -82,6 +86,9 @@ class Batch:
     config: EditConfig
     progress: Progress
     side: SideMemory | None = None
+    stats: Mapping[int, LayerStats] = field(default_factory=dict)
+    inputs: Mapping[int, Gram] = field(default_factory=dict)
+    turn: int = 0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -123,6 +130,7 @@ class Method:
         value_at: Key at which the old value is read: the bare prompt's, or the mean key it writes to (R-ROME).
         targets_on: Weights that target values are found on.
         stabilisers: Stabilisers that are part of it.
+        masks: The masks it takes, if these are others than a solver's.
     """
 
     solver: Solver | None = None
@@ -139,6 +147,13 @@ class Method:
     value_at: Literal["bare", "mean"] = "bare"
     targets_on: Literal["edited", "unedited"] = "edited"
     stabilisers: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+
+    def takes_mask(self, name: str) -> bool:
+        """Whether it goes with that mask: a method without a solver goes with none, unless it names its own."""
+        if self.masks:
+            return name in self.masks
+        return name == "none" or (self.solver is not None and name != LEAST)
 
     def fill(self, config: EditConfig) -> EditConfig:
         """The settings with the method's own wherever nothing was asked for."""

@@ -38,7 +38,7 @@ from nmke.models.updates import matrix_at, put_back, write_update
 from nmke.models.weights import DownProjection, swapped_in
 from nmke.progress import Progress, Task, quiet
 from nmke.stats.covariance import LayerStats
-from nmke.types import Columns, EditRequest, Keys, LayerUpdate, MatrixPlace, NeuronMask
+from nmke.types import Columns, EditRequest, Gram, Keys, LayerUpdate, MatrixPlace, NeuronMask
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def compute_updates(
     targets: Targets | None = None,
     side: SideMemory | None = None,
     anchors: Mapping[int, float] | None = None,
+    inputs: Mapping[int, Gram] | None = None,
 ) -> BatchResult:
     """What `method` would write for a batch of requests; the model is left as it was.
 
@@ -112,6 +113,7 @@ def compute_updates(
         targets: Target values found before for these requests on these weights; None to optimise them now.
         side: The method's side memory so far.
         anchors: Norm that target values are rescaled to, per layer; None leaves them as they are.
+        inputs: Second moment of ordinary MLP inputs of every edited layer, for methods that need it.
 
     Raises:
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
@@ -119,7 +121,9 @@ def compute_updates(
     """
     assert config.layers is not None
     if method.compute is not None:
-        return method.compute(Batch(model, requests, contexts, config, progress, side))
+        return method.compute(
+            Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn)
+        )
     if BLUE in config.stabilisers and len(config.layers) > 1:
         rest = (model, method, requests, contexts, stats, state)
         return in_both_layers(

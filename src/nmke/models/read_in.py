@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nmke.errors import LayoutError
@@ -78,21 +79,30 @@ def find_read_in(mlp: nn.Module, down_proj: nn.Module, down_proj_name: str) -> R
     return ReadIn(inside[ups[0]], f"{holder}.{ups[0]}", inside[gate], f"{holder}.{gate}")
 
 
+def coefficients(
+    mlp: nn.Module, down_proj: nn.Module, hidden: Float[Tensor, "batch seq d_model"]
+) -> Float[Tensor, "batch seq d_mlp"]:
+    """What the neurons of an MLP are for its own input, as the weights are now."""
+    with record_inputs({"neurons": down_proj}) as seen:
+        mlp(hidden)
+    return seen["neurons"].clone()
+
+
 def _multiplies(mlp: nn.Module, linear: nn.Module, down_proj: nn.Module, holder: str) -> bool:
     """Whether the linear layer's output is a factor of the coefficients, neuron by neuron.
 
     Raises:
         LayoutError: If a neuron's coefficient does not depend on its own value alone.
     """
-    plain = _coefficients(mlp, down_proj, linear, holder)
+    plain = _changed_coefficients(mlp, down_proj, linear, holder)
     half = torch.arange(plain.shape[-1], device=plain.device) % 2 == 0
-    changed = _coefficients(mlp, down_proj, linear, holder, half)
+    changed = _changed_coefficients(mlp, down_proj, linear, holder, half)
     if not torch.equal(plain[..., ~half], changed[..., ~half]) or torch.equal(plain, changed):
         raise _refused(holder, "a neuron's coefficient does not depend on its own row alone")
     return close(changed[..., half], FACTOR * plain[..., half])
 
 
-def _coefficients(
+def _changed_coefficients(
     mlp: nn.Module, down_proj: nn.Module, linear: nn.Module, holder: str, half: Tensor | None = None
 ) -> Tensor:
     """Input of the down-projection for random inputs, the values of some neurons times `FACTOR` in `linear`."""
@@ -104,11 +114,10 @@ def _coefficients(
         return out if half is None else torch.where(half, FACTOR * out, out)
 
     try:
-        with record_inputs({"neurons": down_proj}) as seen, replace_output(linear, change):
-            mlp(given)
+        with replace_output(linear, change):
+            return coefficients(mlp, down_proj, given)
     except (TypeError, RuntimeError, ValueError) as error:
         raise _refused(holder, f"it does not run on hidden states alone ({error})") from error
-    return seen["neurons"].clone()
 
 
 def _refused(holder: str, found: str) -> LayoutError:

@@ -151,7 +151,7 @@ class ReadingMatrix(NeuronMatrix):
 
     def __init__(self, module: nn.Module) -> None:
         self._weight = written_matrix(module).T  # [d_model d_mlp]
-        self._bias = None if module.bias is None else module.bias.detach()
+        self._bias = module.bias.detach() if isinstance(module.bias, Tensor) else None
 
     @property
     def has_bias(self) -> bool:

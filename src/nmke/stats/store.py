@@ -1,4 +1,4 @@
-"""Gather key statistics once per model and layer, and keep them on disk.
+"""Gather key statistics, and statistics of MLP inputs, once per model and layer, and keep them on disk.
 
 A cache file belongs to exactly one combination of weights, layer, corpus, token count and dtype: the key
 is a hash over all of them and the file repeats them, so statistics of other weights are never used.
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +35,8 @@ from nmke.stats.covariance import KeyCovariance
 
 logger = logging.getLogger(__name__)
 FORMAT = "nmke.key-covariance/1"
+Kind = Literal["keys", "inputs"]
+FORMATS: dict[Kind, str] = {"keys": FORMAT, "inputs": "nmke.input-moment/1"}
 BATCH_WINDOWS = 16
 CHECKPOINT_EVERY = 32  # batches between saved partial results, at most
 LEAST_STRETCHES = 8  # that the text is cut into for processes to share, where it is long enough
@@ -41,7 +44,7 @@ LEAST_STRETCHES = 8  # that the text is cut into for processes to share, where i
 
 @dataclass(frozen=True)
 class StatsKey:
-    """Everything that key statistics depend on."""
+    """Everything that statistics depend on; the format tells keys from MLP inputs."""
 
     weights: str
     layer: int
@@ -112,20 +115,36 @@ class StatsStore:
                 error,
             )
 
-    def keys_for(self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec) -> dict[int, StatsKey]:
+    def keys_for(
+        self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec, kind: Kind = "keys"
+    ) -> dict[int, StatsKey]:
         """The cache key of each layer."""
-        dtype = str(model.dtype).removeprefix("torch.")
-        return {i: StatsKey(model.fingerprint, i, spec.label, spec.tokens, dtype) for i in layers}
+        dtype, name = str(model.dtype).removeprefix("torch."), FORMATS[kind]
+        return {i: StatsKey(model.fingerprint, i, spec.label, spec.tokens, dtype, name) for i in layers}
 
-    def missing(self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec) -> list[int]:
+    def missing(
+        self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec, kind: Kind = "keys"
+    ) -> list[int]:
         """The layers that have no statistics yet."""
-        keys = self.keys_for(model, layers, spec)
+        keys = self.keys_for(model, layers, spec, kind)
         return [i for i, key in keys.items() if key not in self._unsaved and not self.path(key).exists()]
 
     def prepare(
-        self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec, progress: Progress = quiet
+        self,
+        model: EditableModel,
+        layers: Sequence[int],
+        spec: CorpusSpec,
+        progress: Progress = quiet,
+        kind: Kind = "keys",
     ) -> dict[int, KeyCovariance]:
         """Statistics of every layer, gathered when missing.
+
+        Args:
+            model: The unedited model.
+            layers: Which layers.
+            spec: Which text.
+            progress: Told how far it is.
+            kind: The second moment of keys, or of MLP inputs with a one below each, [d_model + 1, d_model + 1].
 
         Returns:
             One `KeyCovariance` per layer.
@@ -133,12 +152,13 @@ class StatsStore:
         Raises:
             StatsError: If a cache file is damaged.
             RequestError: If the corpus cannot be read or is too short.
+            LayoutError: If inputs are asked for and the model does not show what its neurons read.
         """
-        keys = self.keys_for(model, layers, spec)
-        missing = self.missing(model, layers, spec)
+        keys = self.keys_for(model, layers, spec, kind)
+        missing = self.missing(model, layers, spec, kind)
         if missing:
             corpus = self.corpus(model, spec, progress)
-            self._gather(model, {i: keys[i] for i in missing}, corpus, spec.tokens, progress)
+            self._gather(model, {i: keys[i] for i in missing}, corpus, spec.tokens, progress, kind)
         found = {i: self.load(key) for i, key in keys.items()}
         return {i: covariance for i, covariance in found.items() if covariance is not None}
 
@@ -169,6 +189,7 @@ class StatsStore:
         corpus: Corpus,
         tokens: int,
         progress: Progress,
+        kind: Kind,
     ) -> None:
         windows = token_windows(model, corpus, tokens)
         if not windows:
@@ -177,13 +198,14 @@ class StatsStore:
                 "give more text"
             )
         partials = {i: self.root / f"{key.digest}.partial.safetensors" for i, key in keys.items()}
-        totals, start = self._resume(model, keys, partials)
+        totals, start = self._resume(model, keys, partials, kind)
         stretches = _stretches(len(windows))
         todo = [(end, windows[begin:end]) for begin, end in stretches if begin >= start]
         left = sum(len(stretch) for _, stretch in todo)
-        with progress.task(f"key statistics of layers {_span(list(keys))}", total=left) as task:
+        what = "key" if kind == "keys" else "input"
+        with progress.task(f"{what} statistics of layers {_span(list(keys))}", total=left) as task:
             for (end, stretch), sums in zip(
-                todo, shared_out(model, _gather_stretches, todo, tuple(keys)), strict=True
+                todo, shared_out(model, _gather_stretches, todo, tuple(keys), kind), strict=True
             ):
                 totals = {i: totals[i].merge(part) for i, part in sums.items()}
                 task.advance(len(stretch))
@@ -199,14 +221,14 @@ class StatsStore:
                 partials[i].unlink(missing_ok=True)
 
     def _resume(
-        self, model: EditableModel, keys: dict[int, StatsKey], partials: dict[int, Path]
+        self, model: EditableModel, keys: dict[int, StatsKey], partials: dict[int, Path], kind: Kind
     ) -> tuple[dict[int, KeyCovariance], int]:
         found = {i: _load(partials[i], key) for i, key in keys.items() if partials[i].exists()}
         nexts = {_metadata(partials[i]).get("next", "0") for i in found}
         if len(found) == len(keys) and len(nexts) == 1:
             logger.info("resuming key statistics at window %s", next(iter(nexts)))
             return {i: c for i, c in found.items() if c is not None}, int(next(iter(nexts)))
-        return _nothing(model, list(keys)), 0
+        return _nothing(model, list(keys), kind), 0
 
 
 def _stretches(n_windows: int) -> list[tuple[int, int]]:
@@ -223,17 +245,20 @@ def _gather_stretches(
     model: EditableModel,
     stretches: Sequence[tuple[int, Sequence[Sequence[int]]]],
     layers: Sequence[int],
+    kind: Kind,
 ) -> Iterator[dict[int, KeyCovariance]]:
     """The sums of one stretch after another, in host memory."""
     for _, windows in stretches:
-        sums = _nothing(model, layers)
+        sums = _nothing(model, layers, kind)
         for begin in range(0, len(windows), BATCH_WINDOWS):
-            add_windows(model, sums, windows[begin : begin + BATCH_WINDOWS])
+            add_windows(model, sums, windows[begin : begin + BATCH_WINDOWS], kind)
         yield {i: KeyCovariance(found.total.cpu(), found.count) for i, found in sums.items()}
 
 
-def _nothing(model: EditableModel, layers: Sequence[int]) -> dict[int, KeyCovariance]:
-    return {i: KeyCovariance.empty(model.layout.layers[i].d_mlp, model.device) for i in layers}
+def _nothing(model: EditableModel, layers: Sequence[int], kind: Kind) -> dict[int, KeyCovariance]:
+    layout = model.layout
+    size = {i: layout.layers[i].d_mlp if kind == "keys" else layout.d_model + 1 for i in layers}
+    return {i: KeyCovariance.empty(size[i], model.device) for i in layers}
 
 
 def token_windows(model: EditableModel, corpus: Corpus, tokens: int) -> list[list[int]]:
@@ -255,18 +280,23 @@ def token_windows(model: EditableModel, corpus: Corpus, tokens: int) -> list[lis
 
 
 def add_windows(
-    model: EditableModel, totals: dict[int, KeyCovariance], windows: Sequence[Sequence[int]]
+    model: EditableModel,
+    totals: dict[int, KeyCovariance],
+    windows: Sequence[Sequence[int]],
+    kind: Kind = "keys",
 ) -> None:
-    """Add the keys of every token of the windows, except padding and position 0, to each layer's total."""
+    """Add what is seen at every token of the windows, except padding and position 0, to each layer's total."""
     batch = pad_batch([list(w) for w in windows], model.encoder.pad_id, device=model.device)
     layers = model.layout.layers
-    modules = {i: layers[i].down_proj for i in totals}
+    keys = kind == "keys"
+    modules = {i: layers[i].down_proj if keys else layers[i].read_in.behind_activation for i in totals}
     last = layers[max(totals)].block
     with torch.no_grad(), record_inputs(modules) as seen, stop_after(last):
         model.model(**model.inputs(batch))
     real = _counted(batch)
     for i, covariance in totals.items():
-        covariance.add(in_rows(seen[i], len(real))[real])
+        found = in_rows(seen[i], len(real))[real]
+        covariance.add(found if keys else torch.cat([found, torch.ones_like(found[:, :1])], dim=1))
 
 
 def _counted(batch: TokenBatch) -> Tensor:

@@ -81,13 +81,10 @@ def edit_map(writes: dict[int, LayerWrite], edit: int) -> EditMap:
 
 
 def _sizes(write: LayerWrite, edit: int) -> NDArray[numpy.float64]:
-    rows = write.owners == edit
-    left, right = write.left[:, rows].double(), write.right[rows].double()
-    squares = (right * (left.T @ left @ right)).sum(dim=0).clamp(min=0)  # of each column of left @ right
     before: Tensor = write.before.values.double().norm(dim=0)
-    sizes = numpy.zeros(right.shape[1])
+    sizes = numpy.zeros(write.right.shape[1])
     index = write.before.index.long()
-    sizes[index.numpy()] = (squares[index].sqrt() / before.clamp(min=1e-30)).numpy()
+    sizes[index.numpy()] = (write.column_norms(edit)[index] / before.clamp(min=1e-30)).numpy()
     return sizes
 
 

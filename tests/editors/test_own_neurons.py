@@ -1,0 +1,271 @@
+"""Neurons of their own: what they write, for whom they fire, and that they are given back."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tests import runs, tiny
+from tests.exact import exact
+from tests.models.families import tiny_family
+
+from nmke.config import EditConfig
+from nmke.editors import methods
+from nmke.editors.keys import KeyPass
+from nmke.editors.memory import SolverState
+from nmke.editors.method import Batch
+from nmke.editors.own_neurons import OwnNeurons, choose_own, free_neurons
+from nmke.editors.pipeline import BatchResult, ProvisionalWrites, compute_updates
+from nmke.errors import ConfigError, LayoutError
+from nmke.models.load import EditableModel
+from nmke.models.read_in import coefficients
+from nmke.models.tracing import record_outputs
+from nmke.progress import quiet
+from nmke.session import EditSession
+from nmke.stats.covariance import KeyCovariance, LayerStats
+from nmke.stats.store import CorpusSpec, StatsStore, add_windows
+from nmke.types import EditRequest, MatrixPlace
+
+CONTEXTS = ("", "I was late. ", "The train had left. ")
+REQUESTS = (
+    EditRequest("The capital of {} is", "France", "Rome", id="a"),
+    EditRequest("The mother tongue of {} is", "Marie Curie", "English", id="b"),
+)
+OTHER = EditRequest("The author of {} is", "Emma", "Jane", id="c")
+LAYERS = (1, 2)
+BUILDERS = {
+    "llama": lambda: exact(tiny.tiny_llama, num_hidden_layers=4),
+    "gemma3": lambda: exact(tiny.tiny_gemma3, num_hidden_layers=4),
+    "gpt2": lambda: exact(tiny.tiny_gpt2, n_layer=4),
+}
+
+
+def ordinary(model: EditableModel, layers: Sequence[int]):
+    """Key statistics and input moments of a few sentences."""
+    windows = [model.encoder.encode(text) for text in tiny.SENTENCES]
+    keys = {i: KeyCovariance.empty(model.layout.layers[i].d_mlp) for i in layers}
+    inputs = {i: KeyCovariance.empty(model.layout.d_model + 1) for i in layers}
+    add_windows(model, keys, windows)
+    add_windows(model, inputs, windows, "inputs")
+    return {i: LayerStats(keys[i].moment) for i in layers}, {i: inputs[i].moment for i in layers}
+
+
+def settings(**changes: object) -> EditConfig:
+    asked = {"steps": 4, "clamp": 3.0, "weight_decay": 0.01, "layers": LAYERS, **changes}
+    return methods.get("nmke-own").fill(EditConfig.create(method="nmke-own", **asked))
+
+
+def edit(model: EditableModel, requests: Sequence[EditRequest] = REQUESTS, **changes: object) -> BatchResult:
+    config = settings(**changes)
+    stats, inputs = ordinary(model, config.layers or ())
+    method = methods.get("nmke-own")
+    return compute_updates(model, method, requests, CONTEXTS, stats, SolverState(), config, inputs=inputs)
+
+
+def written_at(model: EditableModel, request: EditRequest, layer: int) -> torch.Tensor:
+    """What the down-projection writes at the request's anchors, [rows, d_model]."""
+    rows = KeyPass(model, [request], CONTEXTS, (layer,))
+    parts = model.layout.layers[layer]
+    keys = rows.at_anchors({"keys": parts.down_proj})["keys"]
+    return keys @ parts.matrix("down").read().double().T
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_subjects_token_gets_the_delta_and_another_subject_nothing(family):
+    model = BUILDERS[family]()
+    as_loaded = runs.bits(model)
+    result = edit(model, REQUESTS[:1], layers=(1,))
+    assert runs.bits(model) == as_loaded
+    (update,), delta = result.updates, result.targets.deltas[1][0].double()
+    (neuron,) = update.replaced["down"].index.tolist()
+    parts = model.layout.layers[1]
+    own, other = written_at(model, REQUESTS[0], 1), written_at(model, OTHER, 1)
+    keys = {r.id: KeyPass(model, [r], CONTEXTS, (1,)) for r in (REQUESTS[0], OTHER)}
+    lost = {
+        name: rows.at_anchors({"k": parts.down_proj})["k"][:, [neuron]]
+        * parts.matrix("down").read()[:, neuron].double()
+        for name, rows in keys.items()
+    }
+    with ProvisionalWrites(model) as writes:
+        writes.add(update)
+        change = written_at(model, REQUESTS[0], 1) - own + lost["a"]
+        elsewhere = written_at(model, OTHER, 1) - other + lost["c"]
+    share = change @ delta / delta.square().sum()
+    torch.testing.assert_close(change, share[:, None] * delta, rtol=1e-4, atol=1e-6)
+    assert float(share.max()) == pytest.approx(1.0, abs=1e-4)
+    assert float(elsewhere.norm(dim=1).max()) < 0.1 * float(delta.norm())  # SiLU dips below zero by so much
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_neuron_is_written_for_each_fact_in_each_layer(family):
+    model = BUILDERS[family]()
+    result = edit(model)
+    parts = {"up", "down"} if family == "gpt2" else {"gate", "up", "down"}
+    for update in result.updates:
+        assert set(update.replaced) == parts and update.left.shape[1] == 0
+        assert int(update.columns.sum()) == 2 and torch.equal(update.mask.keep, update.columns)
+        assert result.memory_keys[update.layer].shape == (2, model.layout.layers[update.layer].d_mlp)
+    with ProvisionalWrites(model) as writes:
+        for update in result.updates:
+            writes.add(update)
+        rows = KeyPass(model, REQUESTS, CONTEXTS, LAYERS)
+        downs = {i: model.layout.layers[i].down_proj for i in LAYERS}
+        for layer, keys in rows.at_anchors(downs).items():
+            index = result.updates[LAYERS.index(layer)].replaced["down"].index.long()
+            fires = keys[:, index]  # [rows, edits]
+            own = fires.gather(1, rows.owner[:, None])[:, 0]
+            cross = fires.gather(1, 1 - rows.owner[:, None])[:, 0]
+            assert float(cross.abs().max()) < 0.05 * float(own.max())
+
+
+def test_directions_in_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(4000, 5, generator=generator, dtype=torch.float64) + torch.tensor([3.0, 0, 0, 0, 0])
+    with_one = torch.cat([text, torch.ones(4000, 1, dtype=torch.float64)], dim=1)
+    subjects = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    method = OwnNeurons(ridge=0.0)
+    found, constant = method.detectors(subjects, with_one.T @ with_one / 4000)
+    torch.testing.assert_close((found * subjects).sum(1), torch.ones(3, dtype=torch.float64))
+    system = 0.7 * text.T @ text / 4000 + 0.3 * subjects.T @ subjects / 3
+    mean = 0.7 * text.mean(0) + 0.3 * subjects.mean(0)
+    torch.testing.assert_close(system @ constant, mean)
+    wanted = torch.linalg.inv(system) @ subjects.T
+    torch.testing.assert_close(found.T, wanted / (wanted * subjects.T).sum(0))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_coefficient_is_flat_at_the_subject_and_nothing_below_the_threshold(gated):
+    model = BUILDERS["llama" if gated else "gpt2"]()
+    parts = model.layout.layers[1]
+    reading = edit(model, REQUESTS[:1], layers=(1,)).updates[0]
+    _, inputs = ordinary(model, (1,))
+    rows = KeyPass(model, REQUESTS[:1], CONTEXTS, (1,))
+    seen = rows.at_anchors({"x": parts.read_in.behind_activation})["x"]
+    subject = rows.average(seen)
+    (u,), c = OwnNeurons().detectors(subject, inputs[1])
+    base = torch.linalg.lstsq(torch.stack([u, c]), torch.tensor([[0.0], [1.0]]).double()).solution[:, 0]
+    step = torch.linalg.lstsq(torch.stack([u, c]), torch.tensor([[1.0], [0.0]]).double()).solution[:, 0]
+    at = {s: base + s * step for s in (0.0, 0.25, 0.9, 1.0, 1.1)}
+    with ProvisionalWrites(model) as writes:
+        writes.add(reading)
+        hidden = torch.stack(list(at.values()))[None]
+        neuron = int(reading.replaced["down"].index[0])
+        found = coefficients(parts.mlp, parts.down_proj, hidden)[0, :, neuron]
+    read = dict(zip(at, (found / found[3]).tolist(), strict=True))
+    assert abs(read[0.0]) < 0.01 and abs(read[0.25]) < 0.03
+    if gated:
+        assert read[0.9] == pytest.approx(0.96, abs=0.02) and read[1.1] == pytest.approx(0.96, abs=0.02)
+    else:
+        assert read[0.9] == pytest.approx(0.8, abs=0.02) and read[1.1] == pytest.approx(1.2, abs=0.02)
+
+
+def batch_of(model: EditableModel, **changes: object) -> Batch:
+    stats, inputs = ordinary(model, LAYERS)
+    config = settings(**changes)
+    return Batch(model, REQUESTS, CONTEXTS, config, quiet, None, stats, inputs, turn=3)
+
+
+def test_the_least_used_neurons_are_taken_or_as_many_at_random():
+    model = BUILDERS["llama"]()
+    batch = batch_of(model)
+    least, mask = choose_own(batch, 1, 3)
+    weight = model.layout.layers[1].down_proj.weight.double()
+    use = batch.stats[1].mean_squares * weight.square().sum(0)
+    assert least.tolist() == use.argsort()[:3].tolist() and mask.detail["free"] == 64
+    drawn = [choose_own(batch_of(model, mask="random"), 1, 3)[0].tolist() for _ in range(2)]
+    assert drawn[0] == drawn[1] != least.tolist() and len(set(drawn[0])) == 3
+
+
+def test_neurons_of_earlier_edits_are_left_alone_until_none_is_free():
+    model = BUILDERS["llama"]()
+    gate = model.layout.layers[1].matrix("gate")
+    batch = batch_of(model)
+    taken, _ = choose_own(batch, 1, 60)
+    model.unedited[MatrixPlace(1, "gate")] = gate.read().clone()
+    gate.restore(taken, gate.columns(taken) + 1.0)
+    assert sorted(free_neurons(model, 1).nonzero().flatten().tolist()) == sorted(
+        set(range(64)) - set(taken.tolist())
+    )
+    assert set(choose_own(batch, 1, 4)[0].tolist()).isdisjoint(taken.tolist())
+    with pytest.raises(
+        ConfigError,
+        match=r"5 neurons of layer 1 were asked for; 4 of 64 are not held .*: edit more layers, undo",
+    ):
+        choose_own(batch, 1, 5)
+
+
+def test_a_model_with_a_fused_gate_is_refused_before_anything_is_done():
+    model = EditableModel.wrap(tiny_family("phi3"), tiny.tiny_tokenizer(64 + 256))
+    batch = Batch(model, REQUESTS, CONTEXTS, settings(layers=(0,)), quiet)
+    with pytest.raises(LayoutError, match="use a method that writes down-projections only"):
+        OwnNeurons()(batch)
+
+
+def test_batches_take_different_neurons_and_a_resumed_run_has_the_same_bits(tmp_path):
+    store, facts = StatsStore(tmp_path / "stats"), runs.facts(4)
+    own = {"method": "nmke-own", "store": store}
+    with runs.open_run(tmp_path / "whole", **own) as session:
+        as_loaded = runs.bits(session.model)
+        hashes = [r.event.hash_after for r in runs.edit_all(session, facts)]
+        assert {c.part for c in session.changed()} == {"down", "gate", "up"}
+        assert all(c.columns == 4 for c in session.changed())
+        assert int(free_neurons(session.model, 1).sum()) == 60
+        session.undo()
+        assert int(free_neurons(session.model, 1).sum()) == 62 and session.content_hash == hashes[0]
+        session.undo()
+        assert runs.bits(session.model) == as_loaded
+    with runs.open_run(tmp_path / "two", **own) as session:
+        runs.edit_all(session, facts[:2])
+    with runs.open_run(tmp_path / "two", **own) as session:
+        found = runs.edit_all(session, facts, resume=True)
+        assert [r.event.hash_after for r in found] == hashes[1:]
+        session.verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "alphaedit", "mask": "least"}, "mask 'least' does not go with method 'alphaedit'"),
+        ({"mask": "entropy"}, "mask 'entropy' does not go with method 'nmke-own', which takes random, least"),
+        ({"mask": "none"}, "mask 'none' does not go with method 'nmke-own'"),
+        ({"mask": "random", "ratio": 0.1}, "ratio 0.1 asked of method 'nmke-own', which takes one neuron"),
+        ({"stabilisers": ("sphere",)}, "'nmke-own' is none"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        runs.open_run(tmp_path / "run", **{"method": "nmke-own", **changes})
+
+
+def test_statistics_of_inputs_are_kept_apart_from_those_of_keys(tmp_path):
+    store, model, spec = StatsStore(tmp_path), runs.model(), CorpusSpec(tokens=300)
+    keys = store.prepare(model, (1,), spec)[1]
+    assert store.missing(model, (1, 2), spec, "inputs") == [1, 2]
+    found = store.prepare(model, (1,), spec, kind="inputs")[1]
+    assert store.missing(model, (1, 2), spec, "inputs") == [2]
+    assert keys.total.shape == (64, 64) and found.total.shape == (33, 33) and found.count == keys.count
+    assert float(found.moment[-1, -1]) == 1.0
+    window = model.encoder.encode(tiny.SENTENCES[0])
+    moment = KeyCovariance.empty(33)
+    add_windows(model, {1: moment}, [window], "inputs")
+    with record_outputs({"norm": model.layout.layers[1].block.post_attention_layernorm}) as seen:
+        model.model(torch.tensor([window]), use_cache=False)
+    inputs = seen["norm"][0, 1:].double()  # position 0 is left out
+    torch.testing.assert_close(moment.moment[:-1, -1], inputs.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moment.moment[:-1, :-1], inputs.T @ inputs / len(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.model
+def test_the_default_model_says_three_facts_and_its_text_is_left_alone(tmp_path):
+    from nmke.evaluation.protocols import score
+    from nmke.facts import bundled_facts
+
+    requests = bundled_facts()[:3]
+    config = EditConfig.create(method="nmke-own", layers=(5, 6), health_every=1)
+    with EditSession.open("smollm2-135m", tmp_path / "run", config=config, device="cpu") as session:
+        report = session.edit_batch(requests)
+        assert [record.status for record in report.records] == ["written"] * 3
+        assert report.health is not None and report.health.kl < 0.05
+        found = score(session.model, requests).to_json()["teacher_forced"]
+        assert found["reliability"] == 1.0 and found["generalization"] > 0.5
+        session.undo()
+        assert session.content_hash == session.weights.base_hash()
