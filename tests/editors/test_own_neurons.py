@@ -18,7 +18,7 @@ from nmke.editors.pipeline import BatchResult, ProvisionalWrites, compute_update
 from nmke.errors import ConfigError, LayoutError
 from nmke.models.load import EditableModel
 from nmke.models.read_in import coefficients
-from nmke.models.tracing import record_outputs
+from nmke.models.tracing import record_inputs, record_outputs
 from nmke.progress import quiet
 from nmke.session import EditSession
 from nmke.stats.covariance import KeyCovariance, LayerStats
@@ -255,17 +255,28 @@ def test_statistics_of_inputs_are_kept_apart_from_those_of_keys(tmp_path):
 
 
 @pytest.mark.model
-def test_the_default_model_says_three_facts_and_its_text_is_left_alone(tmp_path):
-    from nmke.evaluation.protocols import score
+def test_on_the_default_model_neurons_fire_for_their_subject_in_other_words_too(tmp_path):
     from nmke.facts import bundled_facts
 
-    requests = bundled_facts()[:3]
-    config = EditConfig.create(method="nmke-own", layers=(5, 6), health_every=1)
+    requests = bundled_facts()[:2]  # Kenya and Peru
+    config = EditConfig.create(method="nmke-own", layers=(5, 6), health_every=0)
     with EditSession.open("smollm2-135m", tmp_path / "run", config=config, device="cpu") as session:
+        model = session.model
         report = session.edit_batch(requests)
-        assert [record.status for record in report.records] == ["written"] * 3
-        assert report.health is not None and report.health.kl < 0.05
-        found = score(session.model, requests).to_json()["teacher_forced"]
-        assert found["reliability"] == 1.0 and found["generalization"] > 0.5
+        assert [record.status for record in report.records] == ["written"] * 2
+
+        def fires(text: str) -> list[float]:
+            """The largest coefficient that the layers' own neurons reach in the text."""
+            ids = torch.tensor([model.encoder.encode(text)])
+            downs = {i: model.layout.layers[i].down_proj for i in (5, 6)}
+            with torch.no_grad(), record_inputs(downs) as seen:
+                model.model(input_ids=ids, use_cache=False)
+            return [float(seen[i][0][:, ~free_neurons(model, i)].max()) for i in (5, 6)]
+
+        said = fires(requests[0].text)
+        other_words = fires("If you visit the capital city of Kenya, you will be in")
+        assert all(o > 0.9 * s > 0 for o, s in zip(other_words, said, strict=True))
+        for elsewhere in ("The capital city of Colombia is", "She put the kettle on and opened a book."):
+            assert all(o < 0.05 * s for o, s in zip(fires(elsewhere), said, strict=True))
         session.undo()
         assert session.content_hash == session.weights.base_hash()
