@@ -32,6 +32,7 @@ SIZES = {
     "dff attention_hidden_size shape_vocab_size pronunciation_vocab_size num_position_embeddings mlp_hidden_size",
 }
 TINY = {name: value for value, names in SIZES.items() for name in names.split()}
+VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input")
 
 # Corrections for single families: values that hang together in a way no name tells.
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -81,7 +82,7 @@ def shrink(settings: dict[str, Any], vocab_size: int) -> dict[str, Any]:
         elif name == "is_decoder":
             tiny[name] = True
         elif name in TINY and (value is None or (isinstance(value, int) and not isinstance(value, bool))):
-            tiny[name] = vocab_size if name == "vocab_size" else TINY[name]
+            tiny[name] = vocab_size if name in VOCABULARIES else TINY[name]
     if "kv_lora_rank" in tiny and "num_key_value_heads" in tiny:
         tiny["num_key_value_heads"] = tiny["num_attention_heads"]
     return tiny
