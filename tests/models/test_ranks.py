@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -146,6 +147,30 @@ def test_ranks_give_the_bits_of_one_process(place, alone, size):
         wanted = {"_gather_stretches", "_optimise_groups", "_score_buckets"}
         assert did >= wanted | ({"_choose_in_layers"} if rank < 2 else set())  # there are two layers
     assert not list(done.root.glob("run/edits/*.tmp"))
+
+
+@pytest.mark.model
+def test_torchrun_itself_gives_the_bits_of_one_process(place, alone):
+    flags = [part for key, value in SETTINGS.items() for part in (f"--{key}", value)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "nmke",
+    ]
+    done = subprocess.run(
+        [*command, "edit", "model", "-f", "facts.jsonl", "-o", "torchrun", "--json", *flags],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NMKE_CACHE": str(place / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["content_hash"] == alone.result["content_hash"]
 
 
 def die(rank: int) -> None:
