@@ -12,7 +12,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,21 +66,21 @@ def measure(
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     shape, dtype = SHAPES[shape_name], torch.bfloat16 if target.type == "cuda" else torch.float32
     peaks = measure_peaks(target, 256 if shape_name == "tiny" else None)
-    begun = time.perf_counter()
     model = random_model(shape, target, dtype)
     windows = 16 if shape_name == "tiny" else max(64, shape.d_mlp // 128)
-    subject = stages.Subject(model, shape, stages.gather(model, shape, windows), repeats)
+    subject = stages.Subject(model, shape, {}, repeats)
     about = {
         "shape": {"name": shape_name, **vars(shape)}, "device": str(target), "dtype": str(dtype),
-        "setup_seconds": time.perf_counter() - begun, "state": stages.state_bytes(subject),
+        "state": stages.state_bytes(subject),
     }  # fmt: skip
     record = Record(record_name, about, peaks)
+    record.take("statistics", lambda: stages.statistics(subject))  # before anything else is in memory
+    subject.stats.update(stages.gather(model, shape, windows))
     batches, remembered = (1, 4, 16), (0, 64, 256)
     if full:
         batches, remembered = (1, 10, 100, 256), (0, 100, 1000, 2000, 5000)
     elif shape_name == "tiny":
         batches, remembered = (1, 4), (0, 30)
-    record.take("statistics", lambda: stages.statistics(subject))
     record.take("keys", lambda: stages.keys(subject, batches))
     record.take("solve", lambda: stages.solves(subject, remembered))
     record.take("attribution", lambda: stages.attribution(subject, batches[:3]))

@@ -21,6 +21,7 @@ from nmke.editors.alphaedit import AlphaEdit
 from nmke.editors.keys import KeyPass
 from nmke.editors.memory import KeyMemory, SolverState
 from nmke.editors.method import methods
+from nmke.editors.ordinary import ordinary_system
 from nmke.editors.per_edit import per_edit_directions, write_directions
 from nmke.editors.pipeline import compute_updates
 from nmke.editors.scored_prompts import scored_prompts
@@ -28,7 +29,7 @@ from nmke.editors.targets import edit_rows, optimise_targets
 from nmke.models.load import EditableModel
 from nmke.models.norms import FrozenNorm
 from nmke.models.weights import DownProjection, written_matrix
-from nmke.stats.covariance import KeyCovariance, LayerStats
+from nmke.stats.covariance import LARGEST_EXACT, KeyCovariance, LayerStats
 from nmke.stats.store import BATCH_WINDOWS, WINDOW, add_windows
 from speed import literal
 from speed.floors import Stage, stage
@@ -73,7 +74,7 @@ class Subject:
     @property
     def rank(self) -> int | None:
         """Directions kept of a large layer's statistics, so that its state fits 1.5 GiB."""
-        return 3500 if self.shape.d_mlp > 8192 else None
+        return 3500 if self.shape.d_mlp > LARGEST_EXACT else None
 
     def bytes_of(self, *tensors: Tensor) -> int:
         """Size of some tensors together."""
@@ -232,6 +233,11 @@ def solves(
     stats, config = subject.stats[layer], subject.config()
     generator = torch.Generator().manual_seed(1)
     new = torch.randn(batch, m, generator=generator, dtype=torch.float64).to(subject.device)
+    yield stage(
+        "factor of one layer, once", lambda: ordinary_system(LayerStats(stats.held), config), subject.device,
+        operations=m**3 / 3 if config.covariance_rank is None else 9 * m**3, repeats=1, warm=0,
+        dtype=torch.float64 if m <= LARGEST_EXACT else torch.float32, setting={"rank": config.covariance_rank or m},
+    )  # fmt: skip
     for count in remembered:
         past = torch.randn(count, m, generator=generator).to(subject.device)
         memory = KeyMemory.empty(m, subject.device).remember(past)
@@ -240,7 +246,7 @@ def solves(
         settings = {"remembered": count, "batch": batch, "rank": rank}
         yield stage(
             "solve, one layer", lambda memory=memory: per_edit_directions(new, stats, memory, config), subject.device,
-            operations=operations, dtype=torch.float64 if m <= 8192 else torch.float32, repeats=subject.repeats,
+            operations=operations, dtype=torch.float64 if m <= LARGEST_EXACT else torch.float32, repeats=subject.repeats,
             bytes=4 * m * (rank + count), setting=settings,
         )  # fmt: skip
         yield stage(
@@ -257,7 +263,7 @@ def _literal_solves(
     subject: Subject, stats: LayerStats, new: Tensor, past: Tensor, setting: dict[str, Any]
 ) -> Iterator[Stage]:
     config, m = subject.config(), subject.shape.d_mlp
-    exact = torch.float64 if m <= 8192 else torch.float32
+    exact = torch.float64 if m <= LARGEST_EXACT else torch.float32
     keys, earlier = new.T.to(exact), past.to(exact)
     gram = earlier.T @ earlier
     moment = stats.moment.to(exact)
@@ -283,7 +289,11 @@ def _literal_solves(
 
 
 def whole(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
-    """A batch from requests to updates, by the default method and with attribution of a mask per batch."""
+    """A batch from requests to updates, by the default method and with attribution of a mask per batch.
+
+    Every layer is given the first one's statistics, so that one factor serves all: its time is measured apart.
+    """
+    stats = dict.fromkeys(subject.shape.edited, subject.stats[subject.shape.edited[0]])
     for scope in ("edit", "batch"):
         more = {} if scope == "edit" else {"mask_scope": "batch", "attribution": "lps", "targets": "joint"}
         config = subject.config(**more)
@@ -294,7 +304,7 @@ def whole(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
                 asked: Any = asked, config: EditConfig = config, seconds: dict[str, float] = seconds
             ) -> None:
                 found = compute_updates(
-                    subject.model, methods.get("nmke"), asked, CONTEXTS, subject.stats, SolverState(), config
+                    subject.model, methods.get("nmke"), asked, CONTEXTS, stats, SolverState(), config
                 )
                 seconds.update(found.seconds)
 
@@ -309,7 +319,7 @@ def whole(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
 def state_bytes(subject: Subject, remembered: int = 2000) -> dict[str, float]:
     """What five layers keep between batches, in GiB, ours and published (three matrices of d_mlp² per layer)."""
     m, layers = subject.shape.d_mlp, len(subject.shape.edited)
-    exact = m <= 8192
+    exact = m <= LARGEST_EXACT
     rank = subject.rank or m
     ours = layers * m * (rank * (8 if exact else 4) + remembered * (12 if exact else 4))
     return {

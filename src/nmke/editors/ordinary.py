@@ -108,7 +108,8 @@ class LeadingFactor:
         """
         if not bool(torch.isfinite(moment).all()):
             raise NumericsError(f"{WHAT} holds NaN or infinity: {CURE}")
-        values, vectors = torch.linalg.eigh(moment.double())
+        values, vectors = torch.linalg.eigh(moment)  # float32 for a large layer, whose sums are float32 too
+        values = values.double()
         values = weight * values + l2
         tail = values[: len(values) - rank]
         mean = float(tail.mean()) if len(tail) else 1.0
