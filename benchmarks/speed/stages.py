@@ -320,7 +320,7 @@ def state_bytes(subject: Subject, remembered: int = 2000) -> dict[str, float]:
     """What five layers keep between batches, in GiB, ours and published (three matrices of d_mlp² per layer)."""
     m, layers = subject.shape.d_mlp, len(subject.shape.edited)
     exact = m <= LARGEST_EXACT
-    rank = subject.rank or m
+    rank, remembered = subject.rank or m, min(remembered, m)  # beyond m edits their second moment is kept
     ours = layers * m * (rank * (8 if exact else 4) + remembered * (12 if exact else 4))
     return {
         "ours_gib": ours / 2**30,
