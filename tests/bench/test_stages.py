@@ -24,6 +24,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.model  # its tier for its time: no model is loaded
 def test_every_stage_is_measured_beside_its_floor_and_the_literal_formula(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke", "--repeats", "1"])
     gpu.main()
