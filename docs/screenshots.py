@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from tests.studio.browser import Server, chromium, running, visit
 
 PLACE = Path(__file__).parent / "studio"
-WIDTH = 900
+WIDTH = 1200
 FACTS = (
     ("The mother tongue of {Danielle Darrieux} is", "English"),
     ("The mother tongue of {Marie Curie} is", "Welsh"),
@@ -42,7 +42,8 @@ def take_edit(browser: Browser, server: Server) -> None:
         page.click("suggest")
         page.see("edit-result", "Suggested 3 paraphrases")
         page.click("edit")
-        page.see("edit-result", "1 written")
+        page.see("edit-result", "Before and after")
+        page.see("activity", "Nothing is being written")
         page.page.wait_for_timeout(2000)
         page.page.screenshot(path=PLACE / "edit.png", full_page=True)
     with visit(browser, server, width=400, dark=True) as page:
