@@ -80,7 +80,8 @@ def test_leftovers_go_and_named_files_stay(tmp_path):
     folder = create(tmp_path / "run")
     kept, orphan = folder.root / folder.edits_name(1), folder.root / folder.edits_name(2)
     half, other = folder.edits / ".000002.safetensors.77.tmp", folder.edits / "notes.txt"
-    for path in (kept, orphan, half, other, folder.root / folder.head_name(1)):
+    foreign = folder.edits / ".tmpqK3vXa"  # as the writer of safetensors names what it has not finished
+    for path in (kept, orphan, half, foreign, other, folder.root / folder.head_name(1)):
         path.write_bytes(b"x")
     assert folder.newest_file() == 2
     folder.remove_leftovers({folder.edits_name(1)})

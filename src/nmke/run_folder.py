@@ -199,7 +199,11 @@ class RunFolder:
             for path in self.root.glob(f".{name}.*.tmp"):
                 path.unlink(missing_ok=True)
         for folder in (self.edits, self.head):
-            for path in [*folder.glob(".*.tmp"), *folder.glob("[0-9]*.safetensors")]:
+            unfinished = (
+                *folder.glob(".*.tmp"),
+                *folder.glob(".tmp*"),
+            )  # ours, and those of safetensors itself
+            for path in [*unfinished, *folder.glob("[0-9]*.safetensors")]:
                 if f"{folder.name}/{path.name}" not in named:
                     logger.info("removing leftover %s", path)
                     path.unlink(missing_ok=True)
