@@ -13,29 +13,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+from common import facts, joint_targets
 
 from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.memory import SolverState
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
-from nmke.editors.rows import with_second_anchors
-from nmke.editors.targets import Targets, optimise_targets
+from nmke.editors.targets import Targets
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.perplexity import perplexity
 from nmke.evaluation.protocols import score
-from nmke.facts import data_path, read_facts
+from nmke.facts import data_path
 from nmke.models.load import EditableModel, load_model
 from nmke.stats.corpus import read_corpus
 from nmke.stats.covariance import LayerStats
 from nmke.stats.store import CorpusSpec, StatsStore
 from nmke.types import EditRequest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import write_record  # benchmarks are scripts, not a package
+from record import write_record
 
 LAYERS = (4, 5, 6, 7, 8)
 HELD_OUT_TOKENS = 6_000
@@ -53,18 +50,6 @@ CELLS: dict[str, dict[str, Any]] = {
     "one mask per batch": {"mask_scope": "batch"},
     "one random mask per batch": {"mask_scope": "batch", "mask": "random"},
 }
-
-
-def facts(first: int, count: int) -> list[EditRequest]:
-    """Records of the data folder's CounterFact from `first` on, no fact twice."""
-    path = data_path("counterfact.jsonl.gz")
-    if path is None:
-        sys.exit("counterfact.jsonl.gz not found; point NMKE_DATA at a folder that holds it")
-    found: dict[str, EditRequest] = {}
-    for request in read_facts(path, offset=first, limit=2 * count, derived=True).requests:
-        short = replace(request, paraphrases=request.paraphrases[:2], neighborhood=request.neighborhood[:4])
-        found.setdefault(request.fact_key, short)
-    return list(found.values())[:count]
 
 
 def write_all(
@@ -93,14 +78,6 @@ def write_all(
     return sum(shares) / len(shares) if shares else None
 
 
-def targets_of(
-    model: EditableModel, requests: list[EditRequest], contexts: Sequence[str], config: EditConfig
-) -> Targets:
-    """Joint targets on the unedited model, of second anchors too."""
-    anchored, _ = with_second_anchors(model, requests)
-    return optimise_targets(model, anchored, contexts, LAYERS, "down_proj", config)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edits", type=int, default=40)
@@ -122,7 +99,7 @@ def main() -> None:
     config = methods.get("nmke").fill(EditConfig.create(method="nmke", layers=LAYERS))
     starts = range(0, len(requests), asked.batch_size)
     parts = [requests[start : start + asked.batch_size] for start in starts]
-    batches = [(part, targets_of(model, part, contexts, config)) for part in parts]
+    batches = [(part, joint_targets(model, part, contexts, LAYERS, config)) for part in parts]
     setup = {
         "model": "smollm2-135m", "facts": f"counterfact {asked.first}-", "edits": len(requests),
         "batch_size": asked.batch_size, "layers": LAYERS, "steps": config.steps, "lr": config.lr,
