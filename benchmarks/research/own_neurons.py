@@ -31,6 +31,7 @@ from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.memory import KeyMemory
+from nmke.editors.own_neurons import OwnNeurons
 from nmke.editors.per_edit import meet_residuals, write_directions
 from nmke.editors.rows import prompt_rows, with_second_anchors
 from nmke.editors.targets import optimise_targets
@@ -105,25 +106,22 @@ def own_targets(model: EditableModel, requests: Sequence[EditRequest], contexts:
 
 
 @torch.inference_mode()
-def input_statistics(model: EditableModel) -> dict[int, tuple[Tensor, Tensor]]:
-    """Second moment and mean of the MLPs' inputs on text the model wrote itself, position 0 left out, per layer."""
+def input_statistics(model: EditableModel) -> dict[int, Tensor]:
+    """E[x₁ x₁ᵀ] of the MLPs' inputs with a one below, on text the model wrote itself without position 0, per layer."""
     texts = StatsStore().corpus(model, CORPUS).texts
     gates = {layer: _gate(model, layer) for layer in OWN_LAYERS}
-    moment = {
-        layer: torch.zeros(model.layout.d_model, model.layout.d_model, dtype=torch.float64) for layer in gates
-    }
-    total = {layer: torch.zeros(model.layout.d_model, dtype=torch.float64) for layer in gates}
+    size = model.layout.d_model + 1
+    total = {layer: torch.zeros(size, size, dtype=torch.float64) for layer in gates}
     count = 0
     for ids in (model.encoder.encode(text)[:256] for text in texts[:80]):
         batch = pad_batch([ids], model.encoder.pad_id)
         with record_inputs(gates) as seen, stop_after(model.layout.layers[OWN_LAYERS[-1]].block):
             model.model(**model.inputs(batch))
         for layer in gates:
-            inputs = seen[layer][0, 1:].double()
-            moment[layer] += inputs.T @ inputs
-            total[layer] += inputs.sum(dim=0)
+            inputs = nn.functional.pad(seen[layer][0, 1:].double(), (0, 1), value=1.0)
+            total[layer] += inputs.T @ inputs
         count += len(ids) - 1
-    return {layer: (moment[layer] / count, total[layer] / count) for layer in gates}
+    return {layer: each / count for layer, each in total.items()}
 
 
 @torch.inference_mode()
@@ -158,7 +156,7 @@ def write_own(
     model: EditableModel,
     targets: OwnTargets,
     rows: tuple[dict[int, Tensor], Tensor],
-    text: dict[int, tuple[Tensor, Tensor]],
+    text: dict[int, Tensor],
     keys: dict[int, LayerStats],
     *,
     scale: float = 1.0,
@@ -172,12 +170,8 @@ def write_own(
         mean = torch.stack(
             [0.5 * x[owner == e][0] + 0.5 * x[owner == e].mean(dim=0) for e in range(len(targets.owners))]
         )
-        moment, average = text[layer]
-        mixed = 0.7 * moment + 0.3 * mean.T @ mean / len(mean)
-        mixed.diagonal().add_(1e-3 * mixed.diagonal().mean())
-        u = torch.linalg.solve(mixed, mean[mine].T).T
-        u = u / (u * mean[mine]).sum(dim=1, keepdim=True)
-        c = torch.linalg.solve(mixed, 0.7 * average + 0.3 * mean.mean(dim=0))
+        every, c = OwnNeurons().detectors(mean, text[layer])
+        u = every[mine]
         gate, up = SHARPNESS * (u - THRESHOLD * c), ((2 - THRESHOLD) * c - u) / (1 - THRESHOLD)
         coefficients = nn.functional.silu(x @ gate.T) * (x @ up.T)
         full = torch.stack([coefficients[owner == e, place].max() for place, e in enumerate(mine)])
