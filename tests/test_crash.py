@@ -5,6 +5,7 @@ the model from its folder, open the run and edit; SIGKILL takes them at random m
 """
 
 import errno
+import json
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from nmke.errors import LedgerError, VerifyError
 from nmke.ledger import Ledger
 from nmke.models import cache
 from nmke.models.load import EditableModel, load_model
+from nmke.provenance import FILE
 from nmke.run_folder import RunFolder
 from nmke.session import EditSession
 from nmke.stats.store import StatsStore
@@ -162,6 +164,36 @@ def test_a_kill_between_the_files_and_the_ledger_leaves_nothing(
     point, base, store, unbroken, tmp_path, monkeypatch
 ):
     assert die_while_saving(point, base, store, unbroken, tmp_path, monkeypatch)
+
+
+def test_a_kill_between_the_ledger_and_its_summary_loses_nothing(
+    base, store, unbroken, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    with begin(runs.copied(base), run, store) as session:
+        runs.edit_all(session, FACTS[:2])
+    before = json.loads((run / FILE).read_text())
+
+    def work(_: int) -> None:
+        with begin(runs.copied(base), run, store) as session:
+            monkeypatch.setattr(
+                "nmke.journal.write_provenance", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            )
+            session.edit_batch(FACTS[2:3])
+
+    assert killed(*fork(work))
+    assert json.loads((run / FILE).read_text()) == before, "the ledger holds the batch, the summary does not"
+    assert check_after_kill(base, run, store, unbroken) == 3
+    (run / FILE).write_text(json.dumps({**before, "content_hash": unbroken[0]}))
+    with pytest.raises(VerifyError, match="differ in content_hash"):
+        check_after_kill(base, run, store, unbroken)
+    (run / FILE).write_text(json.dumps({**before, "events": 4}))
+    with pytest.raises(VerifyError, match="differ in events"):
+        check_after_kill(base, run, store, unbroken)
+    with begin(runs.copied(base), run, store) as session:
+        session._journal.begin_writing(session._closing)
+        assert json.loads((run / FILE).read_text())["content_hash"] == unbroken[3]
+        session.verify()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from nmke.damage import read_as
 from nmke.editors.pipeline import BatchResult
 from nmke.errors import LedgerError, VerifyError
 from nmke.ledger import EditRecord, Event, Ledger
-from nmke.provenance import check_provenance, write_provenance
+from nmke.provenance import check_provenance, provenance_is_current, write_provenance
 from nmke.run_folder import RunFolder
 from nmke.weights_state import WeightsState
 
@@ -44,7 +44,7 @@ class Journal:
         self._restore()
 
     def begin_writing(self, closing: ExitStack) -> None:
-        """Take the lock, follow what others wrote meanwhile, and remove what a killed process left.
+        """Take the lock, follow what others wrote meanwhile, and clear up what a killed process left.
 
         Raises:
             LedgerError: If another process writes to the run; names its pid.
@@ -56,6 +56,8 @@ class Journal:
             if self.ledger.last_seq() != self.seen:
                 self._restore()
             self._remove_leftovers()
+            if not provenance_is_current(self.folder, self.ledger):
+                write_provenance(self.folder, self.ledger, self.weights.model)
             closing.enter_context(undo.pop_all())
         self._open = True
 

@@ -73,28 +73,29 @@ def write_provenance(folder: RunFolder, ledger: Ledger, model: EditableModel) ->
 
 
 def check_provenance(folder: RunFolder, ledger: Ledger) -> None:
-    """Raise if `reproduce.json` says something else than the ledger; runs without one pass.
+    """Raise if `reproduce.json` contradicts the ledger; runs without one pass.
+
+    It is written after the ledger's row, so a killed process or a full disk can leave it at an earlier event: it must
+    then fit that event.
 
     Raises:
         VerifyError: Names what differs.
     """
-    path, last = folder.root / FILE, ledger.last()
-    if not path.is_file() or last is None:
+    path = folder.root / FILE
+    if not path.is_file():
         return
     try:
         content = load_json(path.read_text(encoding="utf-8"))
-        said = {name: content[name] for name in ("schema", "ledger_chain", "content_hash", "facts_sha256")}
+        said = {
+            name: content[name]
+            for name in ("schema", "events", "ledger_chain", "content_hash", "facts_sha256")
+        }
         fingerprint = content["model"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VerifyError(
             f"{str(path)!r} is damaged ({reason(error)}); restore the run from a backup"
         ) from error
-    expected = {
-        "schema": SCHEMA,
-        "ledger_chain": last.chain,
-        "content_hash": last.hash_after,
-        "facts_sha256": active_facts(ledger),
-    }
+    expected = {"schema": SCHEMA, **_standing(ledger, said["events"])}
     wrong = [name for name, value in expected.items() if said[name] != value]
     if fingerprint != folder.base.fingerprint:
         wrong.append("model.fingerprint")
@@ -103,6 +104,26 @@ def check_provenance(folder: RunFolder, ledger: Ledger) -> None:
             f"{str(path)!r} and the ledger differ in {', '.join(wrong)}; one of them was changed: restore the run from "
             "a backup"
         )
+
+
+def provenance_is_current(folder: RunFolder, ledger: Ledger) -> bool:
+    """Whether `reproduce.json` stands at the newest event."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = load_json((folder.root / FILE).read_text(encoding="utf-8"))
+        return bool(content["events"] == ledger.last_seq())
+    return False
+
+
+def _standing(ledger: Ledger, events: object) -> dict[str, Any]:
+    """What the ledger says of its state after that many events."""
+    newest = ledger.last_seq()
+    if not isinstance(events, int) or not 0 <= events <= newest:
+        return {"events": newest}
+    if events == 0:
+        return {"ledger_chain": "", "content_hash": ""}
+    event = ledger.event(events)
+    now = {"facts_sha256": active_facts(ledger)} if events == newest else {}
+    return {"ledger_chain": event.chain, "content_hash": event.hash_after, **now}
 
 
 def without_home(value: Any) -> Any:
