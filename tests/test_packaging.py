@@ -1,6 +1,7 @@
 """What a stranger gets: one version, a typed package, completion, and a wheel that edits without this checkout."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -25,6 +26,18 @@ def test_citation_names_every_paper_once() -> None:
     numbers = [reference["identifiers"][0]["value"] for reference in references]
     assert len(set(numbers)) == len(numbers) >= 6
     assert all(reference["authors"] and reference["title"] for reference in references)
+
+
+def test_what_the_ci_runs_is_here() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make test-${{ matrix.set }}"]
+    sets = set(re.findall(r"\"(\w+)\"", workflow["jobs"]["sets"]["strategy"]["matrix"]["set"]))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert sets == {"lowest", "latest"}
+    assert re.search(r"^test-lowest test-latest: test-%:", makefile, re.MULTILINE)
+    refused = subprocess.run([ROOT / ".ci/run", "nonsense"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "use .ci/run, or .ci/run sets" in refused.stderr
 
 
 @pytest.mark.parametrize(
