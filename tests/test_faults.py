@@ -66,7 +66,7 @@ def fill_up(point: int, root: Path, store: StatsStore, monkeypatch: pytest.Monke
     return struck
 
 
-@pytest.mark.parametrize("point", [1, 6, 12, 17])
+@pytest.mark.parametrize("point", [1, 6, 12, 17, 23])
 def test_a_disk_that_fills_up_leaves_batch_boundaries(point, store, tmp_path, monkeypatch):
     assert fill_up(point, tmp_path / "run", store, monkeypatch)
 

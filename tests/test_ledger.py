@@ -8,7 +8,8 @@ import pytest
 
 from nmke.active_edits import ActiveEdits, Place
 from nmke.errors import LedgerError, VerifyError
-from nmke.ledger import EditRecord, Event, Ledger
+from nmke.events import EditRecord, Event
+from nmke.ledger import Ledger
 from nmke.types import EditRequest, Neighbor
 
 REQUEST = EditRequest(
@@ -168,6 +169,24 @@ def test_a_failed_append_leaves_nothing(ledger, path):
     assert ledger.last_seq() == 1 and ledger.verify_chain() == 1 and ledger.active() == [1]
     ledger._db.execute("PRAGMA max_page_count = 100000")
     assert add(ledger, *batch("b")).seq == 2
+
+
+def test_an_append_whose_rollback_fails_too_is_rolled_back_before_the_next_use(ledger):
+    add(ledger, *batch("a"))
+
+    def neither_commit_nor_rollback(action: int, what: str | None, *_: object) -> int:
+        refused = action == sqlite3.SQLITE_TRANSACTION and what in ("COMMIT", "ROLLBACK")
+        return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+    ledger._db.set_authorizer(neither_commit_nor_rollback)
+    with pytest.raises(LedgerError, match=r"event 2 could not be written .*not authorized"):
+        add(ledger, *batch("b"))
+    assert ledger._db.in_transaction
+    with pytest.raises(LedgerError, match="not authorized"):
+        ledger.last_seq()
+    ledger._db.set_authorizer(None)
+    assert ledger.last_seq() == 1 and ledger.verify_chain() == 1 and ledger.active() == [1]
+    assert add(ledger, *batch("c")).seq == 2
 
 
 # ---------------------------------------------------------------- the index of active edits

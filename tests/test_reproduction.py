@@ -12,7 +12,7 @@ from tests import runs
 from nmke import reproduction
 from nmke.environment import deterministic, environment
 from nmke.errors import LedgerError, RequestError, VerifyError
-from nmke.ledger import _chain, _name
+from nmke.events import chain_hash, event_name
 from nmke.provenance import FILE, without_home
 from nmke.reproduction import Reproduction, compare_environments, reproduce
 from nmke.stats.store import StatsStore
@@ -91,8 +91,8 @@ def change(run: Path, column: str, value: str, *, rechain: bool) -> None:
     if rechain:
         seq, _, *values, _ = database.execute("SELECT * FROM events ORDER BY seq DESC").fetchone()
         edits = database.execute("SELECT * FROM edits WHERE seq = ? ORDER BY position", (seq,)).fetchall()
-        chain = _chain(seq, tuple(values), edits)
-        database.execute("UPDATE events SET chain = ?, id = ? WHERE seq = ?", (chain, _name(chain), seq))
+        chain = chain_hash(seq, tuple(values), edits)
+        database.execute("UPDATE events SET chain = ?, id = ? WHERE seq = ?", (chain, event_name(chain), seq))
         content = json.loads((run / FILE).read_text())
         (run / FILE).write_text(json.dumps({**content, "ledger_chain": chain}))
     database.commit()

@@ -18,8 +18,8 @@ from nmke.editors.pipeline import BatchResult, default_layers
 from nmke.editors.stabilisers import check_stabilisers, in_force, stabilisers
 from nmke.errors import ConfigError, RequestError
 from nmke.evaluation.target_scores import TargetScore
+from nmke.events import EditRecord, Event
 from nmke.health import HealthReport
-from nmke.ledger import EditRecord, Event
 from nmke.masking.per_edit import check_mask
 from nmke.models.load import EditableModel
 from nmke.types import EditRequest

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nmke.errors import RequestError, unknown_name
+from nmke.events import EditRecord
 from nmke.facts.plain_shapes import KNOWEDIT
 from nmke.facts.prompts import parse_prompt
 from nmke.facts.record import Record
-from nmke.ledger import EditRecord
 from nmke.progress import Progress, quiet
 from nmke.session import EditSession
 from nmke.types import EditCase

@@ -19,7 +19,8 @@ from nmke.batch_file import Before, file_sha256, read_before, read_head, write_b
 from nmke.damage import read_as
 from nmke.editors.pipeline import BatchResult
 from nmke.errors import LedgerError, VerifyError
-from nmke.ledger import EditRecord, Event, Ledger
+from nmke.events import EditRecord, Event
+from nmke.ledger import Ledger
 from nmke.provenance import check_provenance, provenance_is_current, write_provenance
 from nmke.run_folder import RunFolder
 from nmke.weights_state import WeightsState

@@ -7,19 +7,19 @@ row carries a hash over itself and the row before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nmke.active_edits import ActiveEdits, EventKind, Status
 from nmke.errors import LedgerError, RequestError, VerifyError
-from nmke.types import EditRequest, Neighbor
+from nmke.events import EditRecord, Event, chain_hash, dump, event_name, event_of, request_of
+from nmke.types import EditRequest
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -43,52 +43,7 @@ CREATE TRIGGER IF NOT EXISTS edits_kept BEFORE DELETE ON edits BEGIN SELECT RAIS
 _SEARCHED = """(id || char(10) || replace(json_extract(request, '$.prompt'), '{}', json_extract(request, '$.subject'))
   || char(10) || json_extract(request, '$.target_new'))"""
 Row = tuple[int, int]
-_FILE = re.compile(r"(edits|head)/\d{6,18}\.safetensors")
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError)
-
-
-@dataclass(frozen=True)
-class EditRecord:
-    """One request as the ledger keeps it.
-
-    Args:
-        request: What was asked.
-        status: "written", "failed" (written, but the model does not say it) or "known" (skipped, already said).
-        detail: Loss, probabilities, steps, reason, what it supersedes.
-    """
-
-    request: EditRequest
-    status: Status
-    detail: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that happened to a run.
-
-    Args:
-        seq: Number from 1.
-        id: Short name.
-        kind: "edit", "undo" or "revert".
-        created: UTC time.
-        body: Settings, seconds, scores, health, versions; for an undo the events it takes back.
-        files: sha256 of each file of the event, by name relative to the run folder.
-        hash_before, hash_after: Content hash of the edited model around it.
-        chain: Hash over this row and the one before.
-        edits: The requests of a batch.
-    """
-
-    seq: int
-    id: str
-    kind: EventKind
-    created: str
-    body: dict[str, Any]
-    files: dict[str, str]
-    hash_before: str
-    hash_after: str
-    previous: str
-    chain: str
-    edits: tuple[EditRecord, ...] = ()
 
 
 class Ledger:
@@ -101,6 +56,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._index = ActiveEdits()
+        self._left_open = False
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA trusted_schema=OFF")
@@ -120,11 +76,19 @@ class Ledger:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
+            self._close_left_open()
             yield self._db
         except (sqlite3.Error, *_DAMAGE) as error:
             raise _damaged(error)(
                 f"ledger {str(self._path)!r} is damaged ({error}); restore it from a backup"
             ) from error
+
+    def _close_left_open(self) -> None:
+        """Roll back what a failed append left open: until then its rows would be read as if they were kept."""
+        if self._left_open:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._left_open = False
 
     def append(
         self,
@@ -145,29 +109,30 @@ class Ledger:
         last = self.last()
         seq = 1 if last is None else last.seq + 1
         previous = "" if last is None else last.chain
-        values = (kind, created, _dump(body), _dump(files), hash_before, hash_after, previous)
+        values = (kind, created, dump(body), dump(files), hash_before, hash_after, previous)
         rows = [
-            (seq, i, e.request.id, e.request.fact_key, e.status, _dump(asdict(e.request)), _dump(e.detail))
+            (seq, i, e.request.id, e.request.fact_key, e.status, dump(asdict(e.request)), dump(e.detail))
             for i, e in enumerate(edits)
         ]
-        chain = _chain(seq, values, rows)
+        chain = chain_hash(seq, values, rows)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
-                "INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?,?)", (seq, _name(chain), *values, chain)
+                "INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?,?)", (seq, event_name(chain), *values, chain)
             )
             self._db.executemany("INSERT INTO edits VALUES (?,?,?,?,?,?,?)", rows)
             self._db.execute("COMMIT")
         except BaseException as error:  # an interrupt too must not leave the transaction open
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            self._left_open = True
+            with suppress(sqlite3.Error):  # a rollback that fails too is done before the next use
+                self._close_left_open()
             if not isinstance(error, sqlite3.Error):
                 raise
             raise LedgerError(
                 f"event {seq} could not be written to {str(self._path)!r} ({error}); nothing was changed: "
                 "free disk space or check permissions, then run again with --resume"
             ) from error
-        return _event((seq, _name(chain), *values, chain), tuple(edits))
+        return event_of((seq, event_name(chain), *values, chain), tuple(edits))
 
     def last_seq(self) -> int:
         """Number of the newest event, 0 when there is none."""
@@ -178,7 +143,7 @@ class Ledger:
         """The newest event, without its edits."""
         with self._reading() as db:
             row = db.execute("SELECT * FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-            return None if row is None else _event(row)
+            return None if row is None else event_of(row)
 
     def event(self, seq: int) -> Event:
         """One event with its edits."""
@@ -186,19 +151,19 @@ class Ledger:
             row = db.execute("SELECT * FROM events WHERE seq = ?", (seq,)).fetchone()
             if row is None:
                 raise LedgerError(f"there is no event {seq} in {str(self._path)!r}; `nmke log` lists them")
-            return _event(row, self._edits(seq))
+            return event_of(row, self._edits(seq))
 
     def events(self) -> list[Event]:
         """Every event with its edits, oldest first."""
         with self._reading() as db:
             rows = db.execute("SELECT * FROM events ORDER BY seq").fetchall()
-            return [_event(row, self._edits(row[0])) for row in rows]
+            return [event_of(row, self._edits(row[0])) for row in rows]
 
     def _edits(self, seq: int) -> tuple[EditRecord, ...]:
         rows = self._db.execute(
             "SELECT status, request, detail FROM edits WHERE seq = ? ORDER BY position", (seq,)
         ).fetchall()
-        return tuple(EditRecord(_request(json.loads(r)), s, json.loads(d)) for s, r, d in rows)
+        return tuple(EditRecord(request_of(json.loads(r)), s, json.loads(d)) for s, r, d in rows)
 
     @property
     def edits(self) -> ActiveEdits:
@@ -229,7 +194,7 @@ class Ledger:
         """One request of a batch."""
         with self._reading() as db:
             query = "SELECT request FROM edits WHERE seq = ? AND position = ?"
-            return _request(json.loads(db.execute(query, (seq, position)).fetchone()[0]))
+            return request_of(json.loads(db.execute(query, (seq, position)).fetchone()[0]))
 
     def find(self, edit_id: str) -> tuple[int, EditRequest]:
         """Batch and request of an active edit, by id or a unique beginning of it; the newest that was written.
@@ -295,7 +260,7 @@ class Ledger:
     def _placed(self, query: str, values: Mapping[str, Any]) -> list[tuple[Row, EditRecord]]:
         with self._reading() as db:
             return [
-                ((seq, place), EditRecord(_request(json.loads(request)), found, json.loads(detail)))
+                ((seq, place), EditRecord(request_of(json.loads(request)), found, json.loads(detail)))
                 for seq, place, found, request, detail in db.execute(query, values).fetchall()
             ]
 
@@ -339,8 +304,8 @@ class Ledger:
         seq, name, *values, chain = row
         query = "SELECT * FROM edits WHERE seq = ? ORDER BY position"
         edits = self._db.execute(query, (seq,)).fetchall()
-        found = _chain(seq, tuple(values), edits)
-        if seq != number or values[-1] != previous or found != chain or name != _name(chain):
+        found = chain_hash(seq, tuple(values), edits)
+        if seq != number or values[-1] != previous or found != chain or name != event_name(chain):
             raise self._mismatch(f"event {seq}")
         return found, len(edits)
 
@@ -356,18 +321,6 @@ def _damaged(error: Exception) -> type[LedgerError]:
     return LedgerError if isinstance(error, sqlite3.OperationalError) else VerifyError
 
 
-def _name(chain: str) -> str:
-    return f"b{chain[:8]}"
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def _chain(seq: int, values: tuple[Any, ...], edits: Sequence[tuple[Any, ...]]) -> str:
-    return hashlib.sha256(_dump([seq, list(values), [list(row) for row in edits]]).encode()).hexdigest()
-
-
 def _refuse_foreign(db: sqlite3.Connection) -> None:
     """Raise if the file holds tables, views or triggers that are not a ledger's: they could do anything."""
     query = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
@@ -378,23 +331,3 @@ def _refuse_foreign(db: sqlite3.Connection) -> None:
     if strange:
         kind, name, _ = min(strange)
         raise sqlite3.DatabaseError(f"its {kind} {name[:60]!r} is no part of a ledger")
-
-
-def _event(row: tuple[Any, ...], edits: tuple[EditRecord, ...] = ()) -> Event:
-    seq, name, kind, created, body, files, before, after, previous, chain = row
-    content, named = json.loads(body), json.loads(files)
-    if not isinstance(content, dict) or not isinstance(named, dict):
-        raise TypeError(f"event {seq} holds no object")
-    for file in named:  # a name is a path: it must not lead out of the run folder
-        if not _FILE.fullmatch(file):
-            raise ValueError(f"event {seq} names the file {file[:60]!r}")
-    return Event(seq, name, kind, created, content, named, before, after, previous, chain, edits)
-
-
-def _request(content: dict[str, Any]) -> EditRequest:
-    neighbors = tuple(Neighbor(**n) for n in content.pop("neighborhood"))
-    paraphrases = tuple(content.pop("paraphrases"))
-    texts = [*content.values(), *paraphrases, *(text for n in neighbors for text in (n.prompt, n.answer))]
-    if not all(text is None or isinstance(text, str) for text in texts):
-        raise TypeError("a request holds something that is no text")
-    return EditRequest(**content, paraphrases=paraphrases, neighborhood=neighbors)

@@ -19,7 +19,8 @@ from nmke.config import EditConfig
 from nmke.damage import load_json, reason
 from nmke.environment import environment
 from nmke.errors import VerifyError
-from nmke.ledger import Event, Ledger
+from nmke.events import Event
+from nmke.ledger import Ledger
 from nmke.models.load import EditableModel
 from nmke.run_folder import RunFolder
 from nmke.types import EditRequest

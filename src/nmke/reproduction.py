@@ -17,7 +17,8 @@ from nmke.environment import environment
 from nmke.errors import RequestError
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.protocols import score
-from nmke.ledger import Event, Ledger
+from nmke.events import Event
+from nmke.ledger import Ledger
 from nmke.models.load import EditableModel, load_model
 from nmke.progress import Progress, quiet
 from nmke.provenance import check_provenance, last_environment

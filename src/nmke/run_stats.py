@@ -35,7 +35,7 @@ class RunStats:
     def of(self, config: EditConfig, progress: Progress) -> dict[int, LayerStats]:
         """Statistics of each layer that `config` edits."""
         assert config.layers is not None
-        spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
+        spec = CorpusSpec.of(config)
         rule, value = config.null_space, config.null_space_value
         keys = {layer: (layer, spec, rule, value) for layer in config.layers}
         missing = [layer for layer, key in keys.items() if key not in self._loaded]
@@ -67,7 +67,7 @@ class RunStats:
             LayoutError: If the model does not show what its neurons read.
         """
         assert config.layers is not None
-        spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
+        spec = CorpusSpec.of(config)
         missing = [layer for layer in config.layers if (layer, spec) not in self._inputs]
         if missing:
             with self._base():

@@ -18,9 +18,10 @@ from nmke.active_edits import Replay
 from nmke.batches import BatchReport, replace_config, resolve, versions
 from nmke.config import EditConfig
 from nmke.errors import RequestError
+from nmke.events import EditRecord, Event
 from nmke.facts import parse_prompt
 from nmke.journal import Journal
-from nmke.ledger import EditRecord, Event, Ledger
+from nmke.ledger import Ledger
 from nmke.models.load import EditableModel, load_model
 from nmke.progress import Progress, quiet
 from nmke.provenance import write_provenance

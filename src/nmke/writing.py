@@ -17,9 +17,9 @@ from nmke.editors.pipeline import compute_updates
 from nmke.environment import deterministic, environment
 from nmke.errors import HealthError
 from nmke.evaluation.target_scores import TargetScore, predictions
+from nmke.events import EditRecord
 from nmke.health import MOST_ASKED, HealthCheck, HealthReport
 from nmke.journal import Journal
-from nmke.ledger import EditRecord
 from nmke.memory_plan import smaller_plan
 from nmke.models.load import EditableModel
 from nmke.progress import Progress

@@ -22,6 +22,29 @@ def test_doctor_describes_model_and_installation(nmke: Nmke, source: Path) -> No
     assert "versions" in nmke("doctor").out
 
 
+def test_prepare_and_doctor_cover_all_that_the_method_needs(
+    nmke: Nmke, source: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NMKE_CACHE", str(tmp_path / "cache"))
+    text = ("--corpus", corpus, "--corpus-tokens", 300, "--layers", "1-2")
+    own = (*text, "--method", "nmke-own")
+    before = nmke("doctor", source, *own, "--json").json
+    both = {"key statistics": {"missing": [1, 2]}, "input statistics": {"missing": [1, 2]}}
+    assert before["method"] == "nmke-own" and before["statistics"] == both
+    assert nmke("prepare", source, *text, "--json").json["statistics"].keys() == {"key statistics"}
+    shown = " ".join(nmke("doctor", source, *own).out.split())
+    assert "key statistics are cached; input statistics of layers 1, 2 are not cached" in shown
+    done = nmke("prepare", source, *own, "--json").json
+    assert done["gathered"] == [1, 2] and len(done["files"]) == 4
+    assert done["statistics"]["key statistics"]["gathered"] == []
+    assert done["statistics"]["input statistics"]["gathered"] == [1, 2]
+    assert nmke("doctor", source, *own, "--json").json["statistics_missing"] == []
+    assert "needs no statistics" in nmke("prepare", source, *text, "--method", "ultraedit").out
+    assert (
+        "method 'ultraedit' needs no statistics" in nmke("doctor", source, *text, "--method", "ultraedit").out
+    )
+
+
 def test_prepare_shows_the_cost_and_is_cached(
     nmke: Nmke, source: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

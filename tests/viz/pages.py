@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from nmke.evaluation.score_records import ScoreRecord
-from nmke.ledger import EditRecord, Event
+from nmke.events import EditRecord, Event
 from nmke.run_folder import BaseInfo
 from nmke.types import EditRequest, Neighbor
 from nmke.viz.run_record import Batch, NeuronUse, RunRecord

@@ -14,7 +14,7 @@ from tests.bench.cells import cell, checkpoint
 from tests.viz import pages
 
 from nmke.errors import ExportError
-from nmke.ledger import EditRecord
+from nmke.events import EditRecord
 from nmke.viz.bench_page import bench_report
 from nmke.viz.parts import as_json, csv_files, write_files
 from nmke.viz.report import LARGEST_FILE, Report, Section, Table, render

@@ -20,18 +20,16 @@ from nmke.bench.machine import PeakMemory
 from nmke.bench.plan import Cell
 from nmke.bench.scores import BatchNotes
 from nmke.bench.stream import Stream
-from nmke.editors import methods
-from nmke.editors.method import STATISTICS
 from nmke.errors import LedgerError
 from nmke.evaluation.base_outputs import BaseOutputs
 from nmke.evaluation.protocols import score
 from nmke.evaluation.score_table import RequestScores
-from nmke.ledger import Event
+from nmke.events import Event
 from nmke.models.cache import atomic_file
 from nmke.models.load import EditableModel
+from nmke.preparing import prepare_session
 from nmke.progress import Progress
 from nmke.session import EditSession
-from nmke.stats.store import CorpusSpec
 from nmke.types import EditRequest
 
 
@@ -120,7 +118,7 @@ class CellRun:
 def open_cell(
     cell: Cell, model: EditableModel, stream: Stream, base: BaseOutputs, folder: Path, progress: Progress
 ) -> Iterator[CellRun]:
-    """The cell's session, begun or taken up again; its key statistics are gathered before anything is timed.
+    """The cell's session, begun or taken up again; its statistics are gathered before anything is timed.
 
     Args:
         cell: What to run.
@@ -128,7 +126,7 @@ def open_cell(
         stream: The facts.
         base: The unedited model's outputs for them.
         folder: The cell's own folder, for the run and the notes.
-        progress: Told about the key statistics.
+        progress: Told about the statistics.
 
     Raises:
         NmkeError: If settings do not go with the model, or the folder holds another cell.
@@ -138,20 +136,8 @@ def open_cell(
     with EditSession.open(model, folder / "run", config=cell.config) as session:
         run = CellRun(cell, session, stream, base, notes)
         if run.edits:
-            _prepare(session, progress)
+            prepare_session(session, progress)
         try:
             yield run
         finally:
             session.weights.reset()  # the next cell begins on the unedited model
-
-
-def _prepare(session: EditSession, progress: Progress) -> None:
-    """Have the key statistics on disk, if the method needs them, so that no edit's time holds their gathering."""
-    config = session.config
-    if STATISTICS not in methods.entry(config.method).needs:
-        return
-    spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
-    missing = session.store.missing(session.model, config.layers or (), spec)
-    if missing:
-        with session.base():
-            session.store.prepare(session.model, missing, spec, progress)

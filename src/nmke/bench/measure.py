@@ -11,7 +11,7 @@ from nmke.bench.held_out import HeldOutText
 from nmke.bench.record import Checkpoint, Cost, TaskScore
 from nmke.bench.scores import BatchNotes, protocol_records
 from nmke.evaluation.tasks import compare
-from nmke.ledger import Event
+from nmke.events import Event
 
 
 def measure(run: CellRun, held_out: HeldOutText) -> Checkpoint:

@@ -19,7 +19,7 @@ from nmke.progress import quiet
 
 if TYPE_CHECKING:
     from nmke.evaluation.score_table import ScoreTable
-    from nmke.ledger import EditRecord
+    from nmke.events import EditRecord
     from nmke.session import BatchReport, EditSession
     from nmke.types import EditCase, EditRequest
 
@@ -34,7 +34,7 @@ class Outcome:
         scores: Scores over all facts of the command after the last edit; None when not asked for.
         skipped: Facts that the run held already.
         interrupted: Whether Ctrl-C ended it early.
-        prepare_seconds: Time that key statistics took.
+        prepare_seconds: Time that statistics took.
         collapsed: The health limit that ended it early, None when none did.
         checkpoints: What was measured every so many edits.
     """
@@ -101,7 +101,7 @@ def edit_all(
     if outcome.skipped:
         note(f"{outcome.skipped} of {len(requests)} facts are in the run already and are skipped")
     shown = progress()
-    outcome.prepare_seconds = prepare_session(session, shown)
+    outcome.prepare_seconds = _prepare(session, shown)
     if evaluate:
         base_outputs(session, requests)
         outcome.probes = choose_probes(new or requests)
@@ -121,23 +121,18 @@ def _cases(requests: Sequence[EditRequest]) -> list[EditCase]:
     return [EditCase((request,)) for request in requests if last[request.fact_key] is request]
 
 
-def prepare_session(session: EditSession, shown: Display) -> float:
-    """Gather the key statistics that the session's settings need; the seconds it took."""
-    from nmke.editors.method import STATISTICS, methods
-    from nmke.stats.store import CorpusSpec
+def _prepare(session: EditSession, shown: Display) -> float:
+    """Gather the statistics that the session's settings need and say so; the seconds it took."""
+    from nmke.preparing import needed, prepare_session
 
     config, begun = session.config, time.perf_counter()
-    if STATISTICS not in methods.entry(config.method).needs:
-        return 0.0
-    spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
-    missing = session.store.missing(session.model, config.layers or (), spec)
-    if missing:
-        note(
-            f"key statistics of layers {', '.join(map(str, missing))} are not cached: gathering them "
-            f"(once; corpus {config.corpus!r}, {config.corpus_tokens} tokens)"
-        )
-        with session.base():
-            session.store.prepare(session.model, missing, spec, shown)
+    for one in needed(session.model, config, session.store):
+        if one.missing:
+            note(
+                f"{one.name} of layers {', '.join(map(str, one.missing))} are not cached: gathering them "
+                f"(once; corpus {config.corpus!r}, {config.corpus_tokens} tokens)"
+            )
+    prepare_session(session, shown)
     return time.perf_counter() - begun
 
 

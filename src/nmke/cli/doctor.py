@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,27 +11,36 @@ import typer
 from nmke.cli import options
 from nmke.cli.console import fact, print_json, say, working
 from nmke.cli.opening import Loading, load
+from nmke.cli.settings import STATS_SETTINGS, merge, takes_settings
 
 if TYPE_CHECKING:
+    from nmke.config import EditConfig
     from nmke.models.load import EditableModel
 
 
+@takes_settings(*STATS_SETTINGS)
 def doctor(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Model to look at; none: this installation itself.")
     ] = None,
+    config: options.Config = None,
     as_json: options.Json = False,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     revision: options.Revision = None,
+    settings: dict[str, Any] = {},  # noqa: B006 - filled by takes_settings, never changed
 ) -> None:
     """Say whether a model can be edited: layers, type, memory, time, what is cached. Changes nothing."""
+    given = merge(settings, config)
     if model is None:
         found = installation()
     else:
+        from nmke.config import EditConfig
+        from nmke.session import resolve
+
         loaded = load(model, Loading(dtype, device, revision))
         with working("measuring speed"):
-            found = examine(loaded)
+            found = examine(loaded, resolve(EditConfig.create(**given), loaded))
     if as_json:
         print_json({"schema": "nmke.doctor/1", **found})
         return
@@ -69,32 +79,36 @@ def installation() -> dict[str, Any]:
     }
 
 
-def examine(model: EditableModel) -> dict[str, Any]:
-    """Everything about a model that editing depends on."""
-    from nmke.cli import estimates
-    from nmke.config import EditConfig
+def examine(model: EditableModel, config: EditConfig) -> dict[str, Any]:
+    """Everything about a model that editing it with these resolved settings depends on."""
     from nmke.editors.pipeline import target_site
-    from nmke.session import resolve
-    from nmke.stats.store import CorpusSpec, StatsStore
 
-    config = resolve(EditConfig.create(), model)
     layers = config.layers or ()
-    layout = model.layout
-    spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
-    missing = StatsStore().missing(model, layers, spec)
-    speed = estimates.tokens_per_second(model)
-    prepare = estimates.prepare_cost(model, missing, config, speed)
-    edit = estimates.edit_cost(model, layers, config, speed)
-    vocabulary = model.model.get_output_embeddings().weight.shape[0]
     return {
         "model": model.source,
         "editable": True,
+        **_structure(model, layers[0]),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "method": config.method,
+        "layers": list(layers),
+        "targets": "spread" if target_site(model, config, layers) == "block" else "joint",
+        **_costs(model, config, layers),
+        "corpus": {"source": config.corpus, "tokens": config.corpus_tokens},
+        **_choices(),
+    }
+
+
+def _structure(model: EditableModel, layer: int) -> dict[str, Any]:
+    layout = model.layout
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    return {
         "layout": {
             "n_layers": layout.n_layers,
             "d_model": layout.d_model,
-            "d_mlp": layout.layers[layers[0]].d_mlp,
+            "d_mlp": layout.layers[layer].d_mlp,
             "d_vocab": int(vocabulary),
-            "down_projection": layout.layers[layers[0]].down_proj_name,
+            "down_projection": layout.layers[layer].down_proj_name,
             "context_length": model.context_length,
         },
         "tokenizer": {
@@ -102,10 +116,20 @@ def examine(model: EditableModel) -> dict[str, Any]:
             "padding_side": model.tokenizer.padding_side,
             "chat_template": bool(getattr(model.tokenizer, "chat_template", None)),
         },
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "layers": list(layers),
-        "targets": "spread" if target_site(model, config, layers) == "block" else "joint",
+    }
+
+
+def _costs(model: EditableModel, config: EditConfig, layers: Sequence[int]) -> dict[str, Any]:
+    """Memory and time, and the statistics that the method needs."""
+    from nmke.cli import estimates
+    from nmke.preparing import lacking, needed
+    from nmke.stats.store import StatsStore
+
+    found = needed(model, config, StatsStore())
+    speed = estimates.tokens_per_second(model)
+    prepare = estimates.prepare_cost(model, found, config, speed)
+    edit = estimates.edit_cost(model, layers, config, speed)
+    return {
         "memory_mb": {"model": estimates.model_mb(model), "editor": edit.memory_mb},
         "estimates": {
             "tokens_per_second": speed,
@@ -113,9 +137,8 @@ def examine(model: EditableModel) -> dict[str, Any]:
             "prepare_disk_mb": prepare.disk_mb,
             "edit_seconds": edit.seconds,
         },
-        "statistics_missing": missing,
-        "corpus": {"source": config.corpus, "tokens": config.corpus_tokens},
-        **_choices(),
+        "statistics": {one.name: {"missing": list(one.missing)} for one in found},
+        "statistics_missing": lacking(found),
     }
 
 
@@ -165,19 +188,13 @@ def _print_model(found: dict[str, Any]) -> None:
         f"{'adds' if tokens['adds_bos'] else 'adds no'} BOS, pads {tokens['padding_side']}, "
         f"{'has a' if tokens['chat_template'] else 'no'} chat template",
     )
-    fact("layers", f"{', '.join(map(str, found['layers']))} by relative depth; targets {found['targets']}")
+    fact(
+        "layers",
+        f"{', '.join(map(str, found['layers']))} of {found['layout']['n_layers']}; targets {found['targets']}",
+    )
     fact("weights", f"{found['dtype']} on {found['device']}")
     fact("memory", f"model {memory['model']:.0f} MB, editor about {memory['editor']:.0f} MB (estimate)")
-    corpus = f"{found['corpus']['source']!r}, {found['corpus']['tokens']} tokens"
-    if found["statistics_missing"]:
-        fact(
-            "prepare",
-            f"key statistics of layers {', '.join(map(str, found['statistics_missing']))} are not cached "
-            f"(corpus {corpus}): about {duration(cost['prepare_seconds'])}, "
-            f"{cost['prepare_disk_mb']:.0f} MB on disk (estimate)",
-        )
-    else:
-        fact("prepare", f"key statistics are cached (corpus {corpus})")
+    fact("prepare", statistics_text(found))
     fact(
         "speed",
         f"reads {cost['tokens_per_second']:.0f} tokens/s now; about {duration(cost['edit_seconds'])} per edit "
@@ -186,6 +203,25 @@ def _print_model(found: dict[str, Any]) -> None:
     _print_choices(found)
     say("try it:", "bold")
     say(f'  nmke edit {found["model"]} -p "The capital of {{France}} is" -t Lyon -o my-edits')
+
+
+def statistics_text(found: Mapping[str, Any]) -> str:
+    """Which of the statistics that the method needs are cached, and what gathering the others costs."""
+    from nmke.cli.estimates import duration
+
+    parts = []
+    for name, one in found["statistics"].items():
+        layers = ", ".join(map(str, one["missing"]))
+        parts.append(f"{name} of layers {layers} are not cached" if layers else f"{name} are cached")
+    if not parts:
+        return f"method {found['method']!r} needs no statistics"
+    corpus, cost = found["corpus"], found["estimates"]
+    read = f"corpus {corpus['source']!r}, {corpus['tokens']} tokens"
+    text = f"for method {found['method']!r}: {'; '.join(parts)} ({read})"
+    if found["statistics_missing"]:
+        seconds, size = duration(cost["prepare_seconds"]), cost["prepare_disk_mb"]
+        text += f": about {seconds}, {size:.0f} MB on disk (estimate)"
+    return text
 
 
 def _print_choices(found: dict[str, Any]) -> None:

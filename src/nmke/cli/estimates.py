@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nmke.config import EditConfig
     from nmke.models.load import EditableModel
+    from nmke.preparing import Needed
 
 PROBE_TOKENS = 128
 TRIES = 3
@@ -53,14 +54,18 @@ def tokens_per_second(model: EditableModel) -> float:
     return 2 * len(ids) / best
 
 
-def prepare_cost(model: EditableModel, layers: Sequence[int], config: EditConfig, speed: float) -> Cost:
-    """Of gathering key statistics for `layers`."""
-    share = (max(layers) + 1) / model.layout.n_layers if layers else 0.0
-    seconds = config.corpus_tokens * share / speed
-    if config.corpus == "self" and layers:
-        seconds += config.corpus_tokens * GENERATION / speed
-    squares = sum(model.layout.layers[i].d_mlp ** 2 for i in layers)
-    return Cost(seconds, squares * 4 / 1e6, squares * 4 / 1e6)
+def prepare_cost(model: EditableModel, found: Sequence[Needed], config: EditConfig, speed: float) -> Cost:
+    """Of gathering what is missing: the text is written once and read once for each kind of statistics."""
+    layout = model.layout
+    missing = [one for one in found if one.missing]
+    passes = sum((max(one.missing) + 1) / layout.n_layers for one in missing)
+    if any(one.unwritten for one in missing):
+        passes += GENERATION
+    sizes = [
+        sum((layout.layers[i].d_mlp if one.kind == "keys" else layout.d_model + 1) ** 2 for i in one.missing)
+        for one in missing
+    ]
+    return Cost(config.corpus_tokens * passes / speed, max(sizes, default=0) * 4 / 1e6, sum(sizes) * 4 / 1e6)
 
 
 def edit_cost(model: EditableModel, layers: Sequence[int], config: EditConfig, speed: float) -> Cost:

@@ -14,7 +14,7 @@ from nmke.cli.probes import short
 from nmke.errors import RequestError
 
 if TYPE_CHECKING:
-    from nmke.ledger import EditRecord, Event
+    from nmke.events import EditRecord, Event
     from nmke.run_folder import BaseInfo
 
 

@@ -16,7 +16,7 @@ from nmke.cli.opening import open_run, run_folder
 from nmke.errors import RequestError
 
 if TYPE_CHECKING:
-    from nmke.ledger import EditRecord, Event
+    from nmke.events import EditRecord, Event
     from nmke.models.load import EditableModel
     from nmke.neurons.edit_use import LayerUse, UsedNeuron
 

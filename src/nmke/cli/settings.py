@@ -37,7 +37,7 @@ GROUPS = {
     "corpus": "Key statistics",
     "health_every": "Health",
 }
-STATS_SETTINGS = ("layers", "corpus", "corpus_tokens", "seed")
+STATS_SETTINGS = ("method", "layers", "corpus", "corpus_tokens", "seed")  # what statistics depend on
 Command = TypeVar("Command", bound=Callable[..., None])
 
 

@@ -32,7 +32,9 @@ Directions = Float[Tensor, "edits d_mlp"]
 
 # What an entry may need.
 STATISTICS = "key statistics"  # the second moment of ordinary keys, per edited layer (`nmke prepare`)
-INPUT_STATISTICS = "input statistics"  # the second moment of ordinary MLP inputs, gathered when first needed
+INPUT_STATISTICS = (
+    "input statistics"  # the second moment of ordinary MLP inputs, per edited layer (`nmke prepare`)
+)
 SIDE_MEMORY = "side memory"  # tensors beside the weights that are looked up at inference
 PROMPT = "prompt"  # text in front of every prompt
 PEFT = "peft"  # the extra `lora`

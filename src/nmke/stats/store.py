@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nmke.config import EditConfig
 from nmke.errors import RequestError, StatsError
 from nmke.models.cache import atomic_file, cache_dir
 from nmke.models.load import EditableModel
@@ -66,6 +67,11 @@ class CorpusSpec:
     source: str = SELF_WRITTEN
     tokens: int = 30_000
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: EditConfig) -> CorpusSpec:
+        """The text that the settings ask for."""
+        return cls(config.corpus, config.corpus_tokens, config.seed)
 
     @property
     def label(self) -> str:
@@ -166,10 +172,7 @@ class StatsStore:
         """The text of `spec`; what the model wrote is kept in the cache."""
         if spec.source != SELF_WRITTEN:
             return read_corpus(spec.source, limit_characters=spec.tokens * 8)
-        name = hashlib.sha256(
-            f"{model.fingerprint}:{model.dtype}:{spec.tokens}:{spec.label}".encode()
-        ).hexdigest()
-        path = self.root / f"corpus-{name[:24]}.json"
+        path = self._written_text(model, spec)
         if path.exists():
             return Corpus(
                 f"{SELF_WRITTEN}:{spec.tokens}:{spec.seed}", tuple(json.loads(path.read_text("utf-8")))
@@ -181,6 +184,14 @@ class StatsStore:
         ):  # a cache that cannot be written is said once, later
             temporary.write_text(json.dumps(corpus.texts), "utf-8")
         return corpus
+
+    def must_write_text(self, model: EditableModel, spec: CorpusSpec) -> bool:
+        """Whether the model has still to write the text of `spec`."""
+        return spec.source == SELF_WRITTEN and not self._written_text(model, spec).exists()
+
+    def _written_text(self, model: EditableModel, spec: CorpusSpec) -> Path:
+        about = f"{model.fingerprint}:{model.dtype}:{spec.tokens}:{spec.label}"
+        return self.root / f"corpus-{hashlib.sha256(about.encode()).hexdigest()[:24]}.json"
 
     def _gather(
         self,

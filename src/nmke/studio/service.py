@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from nmke.config import EditConfig
 from nmke.errors import ConfigError, RequestError
-from nmke.ledger import EditRecord, Event, Ledger, Row
+from nmke.events import EditRecord, Event
+from nmke.ledger import Ledger, Row
 from nmke.models.chat import Listener, Reply, reply
 from nmke.models.generate import Decoding
 from nmke.models.tokens import TextEncoder

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nmke.cli.probes import Answer, Probe, answers, probes_json
-from nmke.ledger import Event, Ledger
+from nmke.events import Event
+from nmke.ledger import Ledger
 from nmke.models.cache import atomic_file
 from nmke.session import BatchReport
 from nmke.studio.jobs import Job, JobProgress, Paused
@@ -143,17 +144,12 @@ def _retry(studio: Studio, job: Job) -> dict[str, Any]:
 
 
 def _prepare(studio: Studio, job: Job) -> dict[str, Any]:
-    from nmke.stats.store import CorpusSpec
+    from nmke.preparing import lacking, prepare_session
 
     session = studio.session
     with session.using(**job.payload["settings"]) as config, studio.gate.turn(patient=True):
-        layers = config.layers or ()
-        spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
-        missing = session.store.missing(session.model, layers, spec)
-        if missing:
-            with session.base():
-                session.store.prepare(session.model, missing, spec, JobProgress(job))
-    return {"layers": list(layers), "gathered": missing}
+        found = prepare_session(session, JobProgress(job))
+    return {"layers": list(config.layers or ()), "gathered": lacking(found)}
 
 
 def _export(studio: Studio, job: Job) -> dict[str, Any]:

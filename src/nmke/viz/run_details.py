@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from nmke.config import EditConfig
-from nmke.ledger import EditRecord
+from nmke.events import EditRecord
 from nmke.viz.figures import Figure
 from nmke.viz.report import Cell, Download, Section, Table
 from nmke.viz.run_record import RunRecord, facts_jsonl

@@ -17,7 +17,8 @@ from torch import Tensor
 from nmke.active_edits import Status
 from nmke.batch_file import read_columns
 from nmke.evaluation.score_records import ScoreRecord, read_scores
-from nmke.ledger import EditRecord, Event, Ledger
+from nmke.events import EditRecord, Event
+from nmke.ledger import Ledger
 from nmke.run_folder import RECIPE, BaseInfo, RunFolder
 
 

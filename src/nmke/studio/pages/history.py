@@ -9,7 +9,8 @@ import gradio as gr
 
 from nmke.cli.diff import differences, read_state
 from nmke.errors import NmkeError
-from nmke.ledger import Event, Row
+from nmke.events import Event
+from nmke.ledger import Row
 from nmke.studio.pages.common import PRIVATE, follow, html, problem_html, say
 from nmke.studio.service import Place, Studio
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from nmke.cli.doctor import examine
+from nmke.cli.doctor import examine, statistics_text
 from nmke.cli.estimates import duration, prepare_cost, tokens_per_second
 from nmke.cli.settings import parse_layers
 from nmke.errors import NmkeError
-from nmke.stats.store import CorpusSpec
+from nmke.preparing import lacking, needed
 from nmke.studio.pages.common import PRIVATE, follow, html, problem_html, say
 from nmke.studio.service import Studio
 
@@ -49,7 +49,8 @@ def build(studio: Studio) -> None:
     def doctor() -> str:
         try:
             with studio.gate.turn(), studio.session.base():
-                return html("doctor.html", found=examine(studio.session.model), duration=duration)
+                found = examine(studio.session.model, studio.session.config)
+            return html("doctor.html", found=found, prepare=statistics_text(found), duration=duration)
         except NmkeError as error:
             return problem_html(error)
 
@@ -78,11 +79,11 @@ def cost_html(studio: Studio, layers: str, tokens: int) -> str:
     """What gathering would take."""
     session = studio.session
     with studio.gate.turn(), session.using(**_settings(layers, tokens)) as config:
-        chosen = config.layers or ()
-        spec = CorpusSpec(config.corpus, config.corpus_tokens, config.seed)
-        missing = session.store.missing(session.model, chosen, spec)
-        price = prepare_cost(session.model, missing, config, tokens_per_second(session.model))
-    return html("cost.html", layers=chosen, missing=missing, cost=price, duration=duration, tokens=tokens)
+        found = needed(session.model, config, session.store)
+        price = prepare_cost(session.model, found, config, tokens_per_second(session.model))
+    return html(
+        "cost.html", config=config, found=found, missing=lacking(found), cost=price, duration=duration
+    )
 
 
 def _settings(layers: str, tokens: int) -> dict[str, Any]:
