@@ -1,5 +1,6 @@
 """Blocks that multiply in bfloat16 beside the model's own."""
 
+import pytest
 import torch
 from tests import tiny
 from torch import nn
@@ -7,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nmke.models import half_products
 from nmke.models.half_products import HalfLinear, half_product_layout, pays_off, with_half_products
-from nmke.models.load import EditableModel
+from nmke.models.load import EditableModel, load_model
 
 
 def editable(build) -> EditableModel:
@@ -57,12 +58,28 @@ def test_small_models_and_explicit_float32_keep_their_own_blocks():
     assert model.half_products is True
 
 
-def test_blocks_that_cannot_run_on_copies_are_not_used(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda self, hidden: hidden.new_zeros(*hidden.shape[:-1], 3),
+        lambda self, hidden: hidden.new_zeros(*hidden.shape[:-1], len(self.weight)),
+    ],
+    ids=["another shape", "other values"],
+)
+def test_blocks_that_cannot_run_on_copies_are_not_used(broken, monkeypatch, caplog):
     model = editable(tiny.tiny_llama)
-    monkeypatch.setattr(HalfLinear, "forward", lambda self, hidden: hidden.new_zeros(*hidden.shape[:-1], 3))
+    monkeypatch.setattr(HalfLinear, "forward", broken)
     assert half_product_layout(model, "bfloat16", 0) is None
     assert model.half_products is False
     assert "bfloat16" in caplog.text
+
+
+@pytest.mark.model
+def test_rounding_alone_does_not_keep_the_real_model_from_them():
+    model = load_model("smollm2-135m")
+    for first in (5, 9, 13):  # from 9 on the error at the first token is largest
+        model.half_products = None
+        assert half_product_layout(model, "bfloat16", first) is not None
 
 
 def test_wide_float32_models_take_bfloat16_where_the_processor_has_it(monkeypatch):

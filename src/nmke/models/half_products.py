@@ -23,7 +23,9 @@ from nmke.models.replay import replay_agrees
 logger = logging.getLogger(__name__)
 
 Products = Literal["auto", "float32", "bfloat16"]
-TOLERANCE = 5e-2  # of the largest hidden state, as for a model that is loaded in bfloat16
+TOLERANCE = (
+    0.2  # of the largest hidden state: rounding alone reaches .06 at a first token, broken copies reach 1
+)
 SMALLEST_WIDTH = 256  # d_model below which casting costs what the products save
 
 
