@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests import tiny
+from tests import runs, tiny
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -67,7 +67,7 @@ def test_small_models_and_explicit_float32_keep_their_own_blocks():
     ids=["another shape", "other values"],
 )
 def test_blocks_that_cannot_run_on_copies_are_not_used(broken, monkeypatch, caplog):
-    model = editable(tiny.tiny_llama)
+    model = editable(runs.loud_llama)
     monkeypatch.setattr(HalfLinear, "forward", broken)
     assert half_product_layout(model, "bfloat16", 0) is None
     assert model.half_products is False
