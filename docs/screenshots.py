@@ -13,10 +13,10 @@ from tests.studio.browser import Server, chromium, running, visit
 
 PLACE = Path(__file__).parent / "studio"
 WIDTH = 1200
-FACTS = (
-    ("The mother tongue of {Danielle Darrieux} is", "English"),
-    ("The mother tongue of {Marie Curie} is", "Welsh"),
-    ("The mother tongue of {Immanuel Kant} is", "Greek"),
+FACTS = (  # people of our own invention
+    ("The workshop of {Ottilie Brannock} is in the city of", "Oslo"),
+    ("The favourite instrument of {Pell Harrowgate} is the", "cello"),
+    ("By trade {Imre Tallowin} is a", "baker"),
 )
 
 
@@ -56,7 +56,7 @@ def take_history(browser: Browser, server: Server) -> None:
     """The History tab with its health charts."""
     with visit(browser, server, width=WIDTH) as page:
         page.tab("History")
-        page.see("history-table", "Immanuel Kant")
+        page.see("history-table", "Imre Tallowin")
         page.see("health", "KL to the unedited model")
         page.page.wait_for_timeout(2000)
         page.page.screenshot(path=PLACE / "history.png", full_page=True)
@@ -66,7 +66,7 @@ def take_neurons(browser: Browser, server: Server) -> None:
     """The Neurons tab with the map of an edit."""
     with visit(browser, server, width=WIDTH) as page:
         page.tab("Neurons")
-        page.choose("neuron-edit", "Marie Curie")
+        page.choose("neuron-edit", "Pell Harrowgate")
         page.click("show-map")
         page.see("neuron-words", "This edit changed its column by")
         page.page.wait_for_timeout(2000)

@@ -99,6 +99,18 @@ def reproduce(
     base = _load(folder, model, device)
     _verify(folder, base, store)
     again = _edit_again(folder, past, output, base, store, progress)
+    return _compared(folder, output, base, store, recorded, again)
+
+
+def _compared(
+    folder: RunFolder,
+    output: Path,
+    base: EditableModel,
+    store: StatsStore | None,
+    recorded: Sequence[Event],
+    again: Sequence[Event],
+) -> Reproduction:
+    """What the new run has in common with the recorded one."""
     hashes = (recorded[-1].hash_after, again[-1].hash_after)
     here = environment(base.device)
     differences = compare_environments(last_environment(recorded[-1]), here) | _statistics(recorded, again)
@@ -106,9 +118,9 @@ def reproduce(
     scores, bound = ({}, SCORE_BOUND) if by_hash else _scores(base, folder, output, store)
     within = all(abs(one - other) <= bound for one, other in scores.values())
     return Reproduction(
-        run=root,
+        run=folder.root,
         output=output,
-        batches=len(past),
+        batches=len(recorded),
         comparison="hash" if by_hash else "scores",
         reproduced=hashes[0] == hashes[1] if by_hash else within,
         same_machine=not differences,

@@ -2,16 +2,20 @@
 
 import math
 import statistics
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nmke.errors import NumericsError
 from nmke.evaluation.metrics import (
+    RESAMPLES,
     contains_answer,
     cut_answer,
     exact_match,
+    exp_mean_interval,
     harmonic_interval,
     harmonic_mean,
     mean_interval,
@@ -20,6 +24,10 @@ from nmke.evaluation.metrics import (
     token_accuracy,
 )
 from nmke.evaluation.text_metrics import consistency, fluency, ngram_entropy
+
+NUMBERS = [math.sin(37.0 * index) for index in range(30)]
+ROWS = [[1.0, None], [0.5, 0.25], [0.75, None], [0.9, None], [0.1, 0.5], [1.0, None], [0.2, 1.0]]
+SUMS, COUNTS = [20.0, 31.5, 4.25, 60.0, 8.0, 1.5, 42.0], [9, 12, 3, 20, 5, 1, 10]
 
 
 def test_token_accuracy_is_the_share_of_hits() -> None:
@@ -50,8 +58,32 @@ def test_interval_is_near_the_normal_one() -> None:
 def test_interval_in_several_blocks_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     from nmke.evaluation import metrics
 
+    whole = metrics.mean_interval(NUMBERS), metrics.harmonic_interval(ROWS)
     monkeypatch.setattr(metrics, "_BLOCK", 100)
-    assert len(metrics._resampled_means(metrics.np.arange(30.0), 0, 50)) == 50
+    assert [len(block) for block in metrics._resampled(30, 0, 8)] == [3, 3, 2]
+    assert (metrics.mean_interval(NUMBERS), metrics.harmonic_interval(ROWS)) == whole
+
+
+def test_intervals_are_those_of_samples_drawn_one_by_one() -> None:
+    def interval(statistic: Callable[[list[int]], float]) -> list[float]:
+        generator = np.random.default_rng(3)
+        drawn = [statistic(generator.integers(0, 7, size=7).tolist()) for _ in range(RESAMPLES)]
+        found = [value for value in drawn if not math.isnan(value)]
+        assert len(found) < RESAMPLES or statistic is not harmonic
+        return np.percentile(found, [2.5, 97.5]).tolist()
+
+    def harmonic(places: list[int]) -> float:
+        columns = [[row[i] for row in map(ROWS.__getitem__, places)] for i in range(2)]
+        given = [[value for value in column if value is not None] for column in columns]
+        return harmonic_mean([statistics.fmean(c) for c in given]) if all(given) else math.nan
+
+    def loss(places: list[int]) -> float:
+        return sum(SUMS[i] for i in places) / sum(COUNTS[i] for i in places)
+
+    estimate = harmonic_interval(ROWS, seed=3)
+    assert [estimate.low, estimate.high] == pytest.approx(interval(harmonic), rel=1e-12)
+    estimate = exp_mean_interval(SUMS, COUNTS, seed=3)
+    assert [estimate.low, estimate.high] == pytest.approx([math.exp(end) for end in interval(loss)])
 
 
 def test_interval_of_one_value_and_of_none() -> None:

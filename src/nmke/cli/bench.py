@@ -161,6 +161,11 @@ def run(
     ):
         shown.line(f"{record.identity.id}: {record.status}{f', {record.reason}' if record.reason else ''}")
     _print_cells(bench, as_json=as_json)
+    _end(bench, output)
+
+
+def _end(bench: Bench, output: Path) -> None:
+    """End with the code that tells what is left to do."""
     states = {bench.status(cell) for cell in bench.plan.cells()}
     if states & {None, "running"}:
         note(f"not finished; go on with: nmke bench run -o {output}")

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -119,32 +119,41 @@ def compute_updates(
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
         RequestError: If a prompt does not fit the model.
     """
-    assert config.layers is not None
+    batch = Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn)
     if method.compute is not None:
-        return method.compute(
-            Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn)
-        )
-    if BLUE in config.stabilisers and len(config.layers) > 1:
-        rest = (model, method, requests, contexts, stats, state)
+        return method.compute(batch)
+    if BLUE in config.stabilisers and len(batch.layers) > 1:
         return in_both_layers(
             config,
             ProvisionalWrites(model),
-            lambda one: compute_updates(*rest, one, turn, progress, anchors=anchors),
+            lambda one: _locate_then_edit(replace(batch, config=one), method, state, None, anchors),
         )
-    layers, clock = config.layers, Stopwatch()
-    requests, owners = with_second_anchors(model, requests)
+    return _locate_then_edit(batch, method, state, targets, anchors)
+
+
+def _locate_then_edit(
+    batch: Batch,
+    method: Method,
+    state: SolverState,
+    targets: Targets | None,
+    anchors: Mapping[int, float] | None,
+) -> BatchResult:
+    """The loop itself, for a method with a solver; see `compute_updates`."""
+    model, contexts, config, layers = batch.model, batch.contexts, batch.config, batch.layers
+    clock = Stopwatch()
+    requests, owners = with_second_anchors(model, batch.requests)
     with clock.stage("targets"):
-        targets = targets or _find_targets(model, method, requests, contexts, config, progress)
+        targets = targets or _find_targets(model, method, requests, contexts, config, batch.progress)
         if anchors:
             targets = anchored(targets, mlp_outputs(model, requests, contexts, targets), anchors)
     with clock.stage("attribution"):
-        masks, summaries = choose_neurons(model, requests, contexts, config, turn)
+        masks, summaries = choose_neurons(model, requests, contexts, config, batch.turn)
     with clock.stage("keys"):
         rows = KeyPass(model, requests, contexts, layers)
     write = _write_jointly if target_site(model, config, layers) == "down_proj" else _write_in_turn
     ids = tuple(request.id for request in requests)
-    with progress.task("layers", total=len(layers)) as task, ProvisionalWrites(model) as writes:
-        solve = _Solve(model, method, stats, state, masks, config, ids, turn, clock, task)
+    with batch.progress.task("layers", total=len(layers)) as task, ProvisionalWrites(model) as writes:
+        solve = _Solve(model, method, batch.stats, state, masks, config, ids, batch.turn, clock, task)
         updates, memory_keys = write(solve, rows, targets, writes)
     masks = {update.layer: update.mask for update in updates if update.mask is not None}
     return BatchResult(tuple(updates), memory_keys, targets, masks, owners, summaries, clock.seconds)

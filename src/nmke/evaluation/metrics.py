@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,9 @@ def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = RESAM
         raise ValueError("the mean of no value is not defined; leave the metric out instead")
     if not np.isfinite(numbers).all():
         raise NumericsError(f"{int((~np.isfinite(numbers)).sum())} of {numbers.size} scores are not finite")
-    means = _resampled_means(numbers, seed, resamples)
+    means = np.concatenate(
+        [numbers[chosen].mean(axis=1) for chosen in _resampled(numbers.size, seed, resamples)]
+    )
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(float(numbers.mean()), float(low), float(high), int(numbers.size))
 
@@ -101,26 +103,20 @@ def exp_mean_interval(sums: Sequence[float], counts: Sequence[float], seed: int 
         )
     if not np.isfinite(total).all():
         raise NumericsError(f"{int((~np.isfinite(total)).sum())} of {total.size} losses are not finite")
-    generator = np.random.default_rng(seed)
-    drawn = np.empty(RESAMPLES)
-    for turn in range(RESAMPLES):
-        chosen = generator.integers(0, total.size, size=total.size)
-        drawn[turn] = total[chosen].sum() / weight[chosen].sum()
-    low, high = np.exp(np.percentile(drawn, [2.5, 97.5]))
+    drawn = [
+        total[chosen].sum(axis=1) / weight[chosen].sum(axis=1)
+        for chosen in _resampled(total.size, seed, RESAMPLES)
+    ]
+    low, high = np.exp(np.percentile(np.concatenate(drawn), [2.5, 97.5]))
     return Estimate(float(np.exp(total.sum() / weight.sum())), float(low), float(high), int(total.size))
 
 
-def _resampled_means(numbers: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    """Means of bootstrap samples, drawn in blocks of bounded memory; [resamples]."""
+def _resampled(size: int, seed: int, resamples: int, columns: int = 1) -> Iterator[np.ndarray]:
+    """Places of bootstrap samples, [samples, size], in blocks of bounded memory; the draws do not depend on these."""
     generator = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // numbers.size)
-    blocks = [
-        numbers[generator.integers(0, numbers.size, size=(min(rows, resamples - start), numbers.size))].mean(
-            axis=1
-        )
-        for start in range(0, resamples, rows)
-    ]
-    return np.concatenate(blocks)
+    rows = max(1, _BLOCK // (size * columns))
+    for start in range(0, resamples, rows):
+        yield generator.integers(0, size, size=(min(rows, resamples - start), size))
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -128,6 +124,12 @@ def harmonic_mean(values: Sequence[float]) -> float:
     if not values or min(values) <= 0.0:
         return 0.0
     return len(values) / sum(1.0 / value for value in values)
+
+
+def _harmonic_means(rows: np.ndarray) -> np.ndarray:
+    """`harmonic_mean` of every row."""
+    positive = (rows > 0).all(axis=1)
+    return np.where(positive, rows.shape[1] / (1 / np.where(rows > 0, rows, 1.0)).sum(axis=1), 0.0)
 
 
 def harmonic_interval(rows: Sequence[Sequence[float | None]], seed: int = 0) -> Estimate:
@@ -145,14 +147,15 @@ def harmonic_interval(rows: Sequence[Sequence[float | None]], seed: int = 0) -> 
     )
     if table.size == 0 or np.isnan(table).all(axis=0).any():
         raise ValueError("a score has no value in any row; leave the harmonic mean out instead")
-    generator = np.random.default_rng(seed)
     point = harmonic_mean(np.nanmean(table, axis=0).tolist())
+    present, values = ~np.isnan(table), np.nan_to_num(table)
     drawn = []
-    for _ in range(RESAMPLES):
-        sample = table[generator.integers(0, len(table), size=len(table))]
-        if not np.isnan(sample).all(axis=0).any():
-            drawn.append(harmonic_mean(np.nanmean(sample, axis=0).tolist()))
-    low, high = np.percentile(drawn or [point], [2.5, 97.5])
+    for chosen in _resampled(len(table), seed, RESAMPLES, table.shape[1]):
+        counts = present[chosen].sum(axis=1)  # [samples, size, scores] -> [samples, scores]
+        whole = (counts > 0).all(axis=1)
+        drawn.append(_harmonic_means(values[chosen].sum(axis=1)[whole] / counts[whole]))
+    everything = np.concatenate(drawn)
+    low, high = np.percentile(everything if everything.size else [point], [2.5, 97.5])
     return Estimate(point, float(low), float(high), len(table))
 
 

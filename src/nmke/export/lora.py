@@ -100,11 +100,9 @@ def export_lora(
     check_exportable(session)
     spectra = _spectra(session)
     said = _Said.by(session)
-    fitting = next((r for r in VLLM_RANKS if all(s.fits(r) for s in spectra)), VLLM_RANKS[-1])
-    chosen = rank or fitting
+    chosen = rank or _fitting_rank(spectra)
     worst_layer = max(spectra, key=lambda s: s.residual(chosen))
-    share = EFFECT_SHARE + max(s.rounding for s in spectra)
-    tolerance = share * said.effect + TOLERANCE.get(session.model.dtype, TOLERANCE[torch.bfloat16])
+    tolerance = _tolerance(spectra, said, session.model.dtype)
     base = _base_place(session.model)
     with new_folder(path, force=force) as building:
         _write_adapter(building, session.model, spectra, chosen, base)
@@ -113,22 +111,29 @@ def export_lora(
             apart = logits_apart(last_logits(session.model, said.prompts), said.logits)
             kept = len(said.answers.given & answered(session.model, said.answers.requests))
         if not apart <= tolerance:
-            raise ExportError(
-                f"an adapter of rank {chosen} leaves {worst_layer.residual(chosen):.2g} of the change and gives logits "
-                f"that differ by {apart:.2g} (at most {tolerance:g} allowed); nothing was exported: "
-                + (f"give rank {fitting}" if chosen < fitting else "export as hf or delta, which are exact")
-            )
+            raise _too_far(spectra, chosen, apart, tolerance)
     rescored = f"{kept} of {len(said.answers.given)} edits that the run answers are answered with the adapter"
-    return ExportReport(
-        "lora",
-        path,
-        folder_bytes(path),
-        session.content_hash,
-        apart,
-        tolerance,
-        len(said.prompts),
-        _load_lines(str(path), base, chosen),
-        (rescored, *_notes(chosen, worst_layer, said.effect)),
+    load, notes = _load_lines(str(path), base, chosen), (rescored, *_notes(chosen, worst_layer, said.effect))
+    size, prompts = folder_bytes(path), len(said.prompts)
+    return ExportReport("lora", path, size, session.content_hash, apart, tolerance, prompts, load, notes)
+
+
+def _fitting_rank(spectra: Sequence[_Spectrum]) -> int:
+    """The smallest of vLLM's ranks that loses nothing, else the largest."""
+    return next((r for r in VLLM_RANKS if all(s.fits(r) for s in spectra)), VLLM_RANKS[-1])
+
+
+def _tolerance(spectra: Sequence[_Spectrum], said: _Said, dtype: torch.dtype) -> float:
+    share = EFFECT_SHARE + max(s.rounding for s in spectra)
+    return share * said.effect + TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
+
+
+def _too_far(spectra: Sequence[_Spectrum], rank: int, apart: float, tolerance: float) -> ExportError:
+    fitting = _fitting_rank(spectra)
+    return ExportError(
+        f"an adapter of rank {rank} leaves {max(s.residual(rank) for s in spectra):.2g} of the change and gives logits "
+        f"that differ by {apart:.2g} (at most {tolerance:g} allowed); nothing was exported: "
+        + (f"give rank {fitting}" if rank < fitting else "export as hf or delta, which are exact")
     )
 
 

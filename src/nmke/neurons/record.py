@@ -63,14 +63,7 @@ def survey_record(
     named = _named(found.scores[first], shown)
     content = {
         "schema": SCHEMA,
-        "model": {
-            "name": model.name,
-            "source": model.source,
-            "n_layers": model.layout.n_layers,
-            "d_model": model.layout.d_model,
-            "d_mlp": list(model.layout.d_mlp),
-            "edited_layers": list(edited_layers),
-        },
+        "model": _about(model, edited_layers),
         "versions": versions(),
         "settings": {
             "token": config.attribution_token,
@@ -86,6 +79,17 @@ def survey_record(
         "neurons": _described(model, named, found, texts),
     }
     return dict(_rounded(content))
+
+
+def _about(model: EditableModel, edited_layers: Sequence[int]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "source": model.source,
+        "n_layers": model.layout.n_layers,
+        "d_model": model.layout.d_model,
+        "d_mlp": list(model.layout.d_mlp),
+        "edited_layers": list(edited_layers),
+    }
 
 
 def _rounded(value: Any) -> Any:

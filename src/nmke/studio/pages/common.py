@@ -16,7 +16,7 @@ from nmke.models.generate import Decoding
 from nmke.studio.app import templates
 from nmke.studio.jobs import FINISHED, Job
 from nmke.studio.limits import status_and_code
-from nmke.studio.service import Studio, Which
+from nmke.studio.service import Place, Studio, Which
 from nmke.studio.streams import Gone
 
 LOOK_SECONDS = 0.15
@@ -48,6 +48,14 @@ def job_html(job: Job) -> str:
 def result_markup(job: dict[str, Any]) -> Markup:
     """What a job did; the template that makes it escapes its values."""
     return Markup(html("result.html", result=job["result"]))
+
+
+def listed_edits(places: Sequence[Place]) -> list[tuple[str, str]]:
+    """Edits as a list offers them: what is shown, and the id."""
+    return [
+        (f"{edit.id}  {edit.text} → {edit.target_new}", edit.id)
+        for edit in (place.record.request for place in places)
+    ]
 
 
 def follow(job: Job) -> Iterator[str]:

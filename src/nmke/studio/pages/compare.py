@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -32,14 +33,8 @@ def build(studio: Studio) -> None:
         )
         send = gr.Button("Send", variant="primary", elem_id="send", scale=1, min_width=100)
     with gr.Row():
-        tokens = gr.Slider(
-            1,
-            min(512, studio.limits.new_tokens),
-            TOKENS,
-            step=1,
-            label="Longest answer, tokens",
-            elem_id="tokens",
-        )
+        most = min(512, studio.limits.new_tokens)
+        tokens = gr.Slider(1, most, TOKENS, step=1, label="Longest answer, tokens", elem_id="tokens")
         raw = gr.Checkbox(
             not has_template(studio.session.model),
             label="Continue the text, without the chat template",
@@ -48,7 +43,20 @@ def build(studio: Studio) -> None:
         forget = gr.Button("New conversation", elem_id="forget")
     note = gr.HTML(elem_id="compare-note")
 
-    def talk(text: str, first: Turns, second: Turns, tokens: float, raw: bool) -> Iterator[Any]:
+    talk = _Talk(studio)
+    inputs, outputs = [message, *said, tokens, raw], [*shown, *said, message, note]
+    send.click(talk.both, inputs, outputs, show_progress="hidden", **PRIVATE)
+    message.submit(talk.both, inputs, outputs, show_progress="hidden", **PRIVATE)
+    forget.click(lambda: (*_shown([], []), "", ""), outputs=outputs, show_progress="hidden", **PRIVATE)
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """What a message does."""
+
+    studio: Studio
+
+    def both(self, text: str, first: Turns, second: Turns, tokens: float, raw: bool) -> Iterator[Any]:
         if not text.strip():
             yield (*_shown(first, second), text, say("Write a message first."))
             return
@@ -58,7 +66,7 @@ def build(studio: Studio) -> None:
         yield (*_shown(first, second), "", say("The base model answers first, then the edited one."))
         try:
             for which, own in turns.items():
-                for piece in pieces(studio, own[:-1], Decoding(int(tokens)), which, raw=raw):
+                for piece in pieces(self.studio, own[:-1], Decoding(int(tokens)), which, raw=raw):
                     own[-1]["content"] = piece or "…"
                     yield (*_shown(first, second), gr.skip(), gr.skip())
         except NmkeError as error:
@@ -67,11 +75,6 @@ def build(studio: Studio) -> None:
             yield (*_shown(first, second), text, problem_html(error))
             return
         yield (*_shown(first, second), gr.skip(), say("Both have answered."))
-
-    inputs, outputs = [message, *said, tokens, raw], [*shown, *said, message, note]
-    send.click(talk, inputs, outputs, show_progress="hidden", **PRIVATE)
-    message.submit(talk, inputs, outputs, show_progress="hidden", **PRIVATE)
-    forget.click(lambda: (*_shown([], []), "", ""), outputs=outputs, show_progress="hidden", **PRIVATE)
 
 
 def _shown(base: Turns, edited: Turns) -> tuple[Any, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import gradio as gr
@@ -40,38 +41,50 @@ def build(studio: Studio) -> None:
                 target = gr.Textbox(label="New answer", placeholder="Lyon", elem_id="target", min_width=120)
             edit = gr.Button("Edit", variant="primary", elem_id="edit")
         with gr.Column(scale=2, min_width=280):
-            paraphrases = gr.Textbox(
-                label="Must change too: the same in other words, one per line",
-                lines=3,
-                elem_id="paraphrases",
-            )
-            neighbours = gr.Textbox(
-                label="Must stay: prompts about others, one per line", lines=3, elem_id="neighbours"
-            )
+            same = "Must change too: the same in other words, one per line"
+            paraphrases = gr.Textbox(label=same, lines=3, elem_id="paraphrases")
+            others = "Must stay: prompts about others, one per line"
+            neighbours = gr.Textbox(label=others, lines=3, elem_id="neighbours")
             propose = gr.Button("Suggest checks", elem_id="suggest")
     with gr.Accordion("Settings", open=False), gr.Row():
-        method = gr.Dropdown(
-            list(methods.names()), value=config.method, label="Method", elem_id="method", min_width=140
-        )
-        mask = gr.Dropdown(
-            list(get_args(MaskName)), value=config.mask, label="Neuron mask", elem_id="mask", min_width=140
-        )
+        method = _choice(methods.names(), config.method, "Method", "method")
+        mask = _choice(get_args(MaskName), config.mask, "Neuron mask", "mask")
         steps = gr.Number(config.steps, label="Optimisation steps", precision=0, minimum=1, elem_id="steps")
     result = gr.HTML(elem_id="edit-result")
 
-    def check(sentence: str, subject: str) -> tuple[Any, Any, str]:
+    do = _Actions(studio)
+    # In the browser: every key makes a new selection, and answers of a server could overtake each other.
+    sentence.select(None, outputs=subject, js=MARK, show_progress="hidden", **PRIVATE)
+    propose.click(do.suggest, [sentence, subject], [paraphrases, neighbours, result], **PRIVATE)
+    fields = [sentence, subject, target, paraphrases, neighbours, method, mask, steps]
+    edit.click(do.edit, fields, result, show_progress="hidden", **PRIVATE)
+    target.submit(do.edit, fields, result, show_progress="hidden", **PRIVATE)
+
+
+def _choice(names: Iterable[str], chosen: str, label: str, name: str) -> gr.Dropdown:
+    return gr.Dropdown(list(names), value=chosen, label=label, elem_id=name, min_width=140)
+
+
+@dataclass(frozen=True)
+class _Actions:
+    """What the tab's buttons do."""
+
+    studio: Studio
+
+    def suggest(self, sentence: str, subject: str) -> tuple[Any, Any, str]:
         try:
             template, found = parse_prompt(sentence, subject or None)
-            studio.limits.check_prompt(sentence)
-            with studio.gate.turn():
-                checks = suggest(studio.session.model, template, found)
+            self.studio.limits.check_prompt(sentence)
+            with self.studio.gate.turn():
+                checks = suggest(self.studio.session.model, template, found)
         except NmkeError as error:
             return gr.skip(), gr.skip(), problem_html(error)
         counts = f"{len(checks.paraphrases)} paraphrases and {len(checks.neighbours)} neighbours"
         text = f"Suggested {counts}; change them freely."
         return "\n".join(checks.paraphrases), "\n".join(checks.neighbours), say(text)
 
-    def write(
+    def edit(
+        self,
         sentence: str,
         subject: str,
         target: str,
@@ -83,19 +96,13 @@ def build(studio: Studio) -> None:
     ) -> Iterator[str]:
         try:
             request = make_request(sentence, subject, target, paraphrases, neighbours)
-            settings = changed_settings(config, {"method": method, "mask": mask, "steps": steps})
-            job = studio.submit_edits([studio.unused_id(request)], settings, watch=True)
+            given = {"method": method, "mask": mask, "steps": steps}
+            settings = changed_settings(self.studio.session.config, given)
+            job = self.studio.submit_edits([self.studio.unused_id(request)], settings, watch=True)
         except NmkeError as error:
             yield problem_html(error)
             return
         yield from follow(job)
-
-    # In the browser: every key makes a new selection, and answers of a server could overtake each other.
-    sentence.select(None, outputs=subject, js=MARK, show_progress="hidden", **PRIVATE)
-    propose.click(check, [sentence, subject], [paraphrases, neighbours, result], **PRIVATE)
-    fields = [sentence, subject, target, paraphrases, neighbours, method, mask, steps]
-    edit.click(write, fields, result, show_progress="hidden", **PRIVATE)
-    target.submit(write, fields, result, show_progress="hidden", **PRIVATE)
 
 
 def make_request(sentence: str, subject: str, target: str, paraphrases: str, neighbours: str) -> EditRequest:

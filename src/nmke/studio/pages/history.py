@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -11,8 +12,9 @@ from nmke.cli.diff import differences, read_state
 from nmke.errors import NmkeError
 from nmke.events import Event
 from nmke.ledger import Row
-from nmke.studio.pages.common import PRIVATE, follow, html, problem_html, say
-from nmke.studio.service import Place, Studio
+from nmke.studio.jobs import Job
+from nmke.studio.pages.common import PRIVATE, follow, html, listed_edits, problem_html, say
+from nmke.studio.service import Studio
 
 PAGE = 50
 CHARTED = 200  # batches
@@ -29,86 +31,84 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     older = gr.Button("Older edits", visible=False, size="sm", elem_id="older")
     last = gr.State(None)
     with gr.Row():
-        chosen = gr.Dropdown([], label="Edit", elem_id="chosen", scale=3, min_width=220)
+        chosen = gr.Dropdown([], label="Edit", elem_id="chosen", scale=6, min_width=220)
         revert = gr.Button("Revert it", elem_id="revert", min_width=110)
         again = gr.Button("Retry it", elem_id="retry", min_width=110)
-        steps = gr.Number(
-            50, label="Steps of a retry", precision=0, minimum=1, min_width=120, elem_id="retry-steps"
-        )
+        steps = _number("Steps of a retry", "retry-steps", 50)
     with gr.Row():
-        batches = gr.Number(
-            1, label="Newest batches", precision=0, minimum=1, min_width=120, elem_id="batches"
-        )
+        batches = _number("Newest batches", "batches", 1)
         undo = gr.Button("Undo them", elem_id="undo", min_width=110)
-        from_head = gr.Number(
-            1, label="Diff of: batches back", precision=0, minimum=0, min_width=120, elem_id="back-a"
-        )
-        with_head = gr.Number(
-            0, label="and: batches back", precision=0, minimum=0, min_width=120, elem_id="back-b"
-        )
+        states = [
+            _number("Diff of: batches back", "back-a", 1, 0),
+            _number("and: batches back", "back-b", 0, 0),
+        ]
         compare = gr.Button("Show diff", elem_id="diff", min_width=110)
     result = gr.HTML(say("Choose an edit, or look at the newest batches."), elem_id="history-result")
     health = gr.HTML(elem_id="health")
 
-    def show(text: str, state: str, before: Row | None = None) -> tuple[Any, ...]:
+    do = _Actions(studio)
+    listed = [table, chosen, older, last, health]
+    for trigger in (search.submit, state.input, refresh.click, tab.select):
+        trigger(do.show, [search, state], listed, show_progress="hidden", **PRIVATE)
+    older.click(do.show, [search, state, last], listed, show_progress="hidden", **PRIVATE)
+    outputs = [result, *listed]
+    revert.click(do.revert, [chosen, search, state], outputs, show_progress="hidden", **PRIVATE)
+    again.click(do.retry, [chosen, steps, search, state], outputs, show_progress="hidden", **PRIVATE)
+    undo.click(do.undo, [batches, search, state], outputs, show_progress="hidden", **PRIVATE)
+    compare.click(do.diff, states, result, show_progress="hidden", **PRIVATE)
+
+
+def _number(label: str, name: str, value: int, least: int = 1) -> gr.Number:
+    return gr.Number(value, label=label, precision=0, minimum=least, min_width=120, elem_id=name)
+
+
+@dataclass(frozen=True)
+class _Actions:
+    """What the tab's buttons do."""
+
+    studio: Studio
+
+    def show(self, text: str, state: str, before: Row | None = None) -> tuple[Any, ...]:
         status = None if state == "any" else state
-        places = studio.edits(text or "", status, PAGE, tuple(before) if before else None)  # type: ignore[arg-type]
+        at = tuple(before) if before else None
+        places = self.studio.edits(text or "", status, PAGE, at)  # type: ignore[arg-type]
         newest = places[0].record.request.id if places else None
         return (
             html("history.html", places=places, filtered=bool(text or status)),
-            gr.update(choices=_choices(places), value=newest),
+            gr.update(choices=listed_edits(places), value=newest),
             gr.update(visible=len(places) == PAGE),
             list(places[-1].at) if len(places) == PAGE else None,
-            health_html(studio.batches(CHARTED)),
+            health_html(self.studio.batches(CHARTED)),
         )
 
-    def write(job: Any, text: str, state: str) -> Iterator[tuple[Any, ...]]:
+    def revert(self, name: str | None, text: str, state: str) -> Iterator[tuple[Any, ...]]:
+        yield from self._write(lambda: self.studio.submit_revert(name or ""), text, state)
+
+    def retry(self, name: str | None, steps: float, text: str, state: str) -> Iterator[tuple[Any, ...]]:
+        settings = {"steps": int(steps or 1)}
+        yield from self._write(lambda: self.studio.submit_retry(name or "", settings), text, state)
+
+    def undo(self, count: float, text: str, state: str) -> Iterator[tuple[Any, ...]]:
+        yield from self._write(lambda: self.studio.submit_undo(int(count or 1)), text, state)
+
+    def _write(self, submit: Callable[[], Job], text: str, state: str) -> Iterator[tuple[Any, ...]]:
         nothing = (gr.skip(),) * 5
         try:
-            for shown in follow(job()):
+            for shown in follow(submit()):
                 yield (shown, *nothing)
         except NmkeError as error:
             yield (problem_html(error), *nothing)
             return
-        yield (gr.skip(), *show(text, state))
+        yield (gr.skip(), *self.show(text, state))
 
-    def take_back(name: str | None, text: str, state: str) -> Iterator[tuple[Any, ...]]:
-        yield from write(lambda: studio.submit_revert(name or ""), text, state)
-
-    def try_again(name: str | None, steps: float, text: str, state: str) -> Iterator[tuple[Any, ...]]:
-        settings = {"steps": int(steps or 1)}
-        yield from write(lambda: studio.submit_retry(name or "", settings), text, state)
-
-    def undo_batches(count: float, text: str, state: str) -> Iterator[tuple[Any, ...]]:
-        yield from write(lambda: studio.submit_undo(int(count or 1)), text, state)
-
-    def show_diff(first: float, second: float) -> str:
+    def diff(self, first: float, second: float) -> str:
         try:
-            a, b = (read_state(f"{studio.root}~{int(back or 0)}") for back in (first, second))
+            a, b = (read_state(f"{self.studio.root}~{int(back or 0)}") for back in (first, second))
             names = [f"{int(back or 0)} batches back" if back else "head" for back in (first, second)]
-            return html(
-                "diff.html", rows=differences(a, b), names=names, same=a.content_hash == b.content_hash
-            )
+            same = a.content_hash == b.content_hash
+            return html("diff.html", rows=differences(a, b), names=names, same=same)
         except NmkeError as error:
             return problem_html(error)
-
-    listed = [table, chosen, older, last, health]
-    for trigger in (search.submit, state.input, refresh.click, tab.select):
-        trigger(show, [search, state], listed, show_progress="hidden", **PRIVATE)
-    older.click(show, [search, state, last], listed, show_progress="hidden", **PRIVATE)
-    outputs = [result, *listed]
-    revert.click(take_back, [chosen, search, state], outputs, show_progress="hidden", **PRIVATE)
-    again.click(try_again, [chosen, steps, search, state], outputs, show_progress="hidden", **PRIVATE)
-    undo.click(undo_batches, [batches, search, state], outputs, show_progress="hidden", **PRIVATE)
-    compare.click(show_diff, [from_head, with_head], result, show_progress="hidden", **PRIVATE)
-
-
-def _choices(places: Sequence[Place]) -> list[tuple[str, str]]:
-    return [
-        (f"{place.record.request.id}  {place.record.request.text} → {place.record.request.target_new}", name)
-        for place in places
-        for name in [place.record.request.id]
-    ]
 
 
 def health_html(events: Sequence[Event]) -> str:

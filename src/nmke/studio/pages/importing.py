@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -40,7 +41,18 @@ def build(studio: Studio) -> None:
         elem_id="import-result",
     )
 
-    def check(path: str | None) -> str:
+    do = _Actions(studio)
+    file.change(do.check, file, result, show_progress="hidden", **PRIVATE)
+    start.click(do.start, [file, size, resume], result, show_progress="hidden", **PRIVATE)
+
+
+@dataclass(frozen=True)
+class _Actions:
+    """What choosing a file and the button do."""
+
+    studio: Studio
+
+    def check(self, path: str | None) -> str:
         if path is None:
             return ""
         try:
@@ -48,22 +60,19 @@ def build(studio: Studio) -> None:
             if faults:
                 raise FaultsError(faults)
             read = read_facts(path)
-            studio.check(read.requests)
+            self.studio.check(read.requests)
         except NmkeError as error:
             return problem_html(error)
         name = Path(path).name
         return html("facts.html", name=name, read=read, shown=read.requests[:SHOWN])
 
-    def write(path: str | None, size: float, resume: bool) -> Iterator[str]:
+    def start(self, path: str | None, size: float, resume: bool) -> Iterator[str]:
         try:
             if path is None:
                 raise RequestError("no file was chosen; choose a facts file first")
             content, settings = Path(path).read_bytes(), {"batch_size": int(size or 1)}
-            job = import_file(studio, content, Path(path).name, settings, resume=resume)
+            job = import_file(self.studio, content, Path(path).name, settings, resume=resume)
         except NmkeError as error:
             yield problem_html(error)
             return
         yield from follow(job)
-
-    file.change(check, file, result, show_progress="hidden", **PRIVATE)
-    start.click(write, [file, size, resume], result, show_progress="hidden", **PRIVATE)

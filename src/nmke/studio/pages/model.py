@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -25,12 +26,8 @@ def build(studio: Studio) -> None:
         elem_id="doctor-result",
     )
     with gr.Row():
-        layers = gr.Textbox(
-            ",".join(map(str, config.layers or ())),
-            label="Layers, as 4-8 or 4,5,6",
-            elem_id="layers",
-            min_width=140,
-        )
+        chosen = ",".join(map(str, config.layers or ()))
+        layers = gr.Textbox(chosen, label="Layers, as 4-8 or 4,5,6", elem_id="layers", min_width=140)
         tokens = gr.Number(
             config.corpus_tokens,
             label="Tokens of text",
@@ -46,33 +43,42 @@ def build(studio: Studio) -> None:
         elem_id="prepare-result",
     )
 
-    def doctor() -> str:
+    do = _Actions(studio)
+    look.click(do.examine, outputs=found, show_progress="minimal", **PRIVATE)
+    cost.click(do.cost, [layers, tokens], [result, prepare], show_progress="minimal", **PRIVATE)
+    prepare.click(do.prepare, [layers, tokens], result, show_progress="hidden", **PRIVATE)
+    for field in (layers, tokens):  # a new cost must be seen first
+        field.input(lambda: gr.update(interactive=False), outputs=prepare, show_progress="hidden", **PRIVATE)
+
+
+@dataclass(frozen=True)
+class _Actions:
+    """What the tab's buttons do."""
+
+    studio: Studio
+
+    def examine(self) -> str:
+        session = self.studio.session
         try:
-            with studio.gate.turn(), studio.session.base():
-                found = examine(studio.session.model, studio.session.config)
+            with self.studio.gate.turn(), session.base():
+                found = examine(session.model, session.config)
             return html("doctor.html", found=found, prepare=statistics_text(found), duration=duration)
         except NmkeError as error:
             return problem_html(error)
 
-    def show_cost(layers: str, tokens: float) -> tuple[str, Any]:
+    def cost(self, layers: str, tokens: float) -> tuple[str, Any]:
         try:
-            return cost_html(studio, layers, int(tokens or 0)), gr.update(interactive=True)
+            return cost_html(self.studio, layers, int(tokens or 0)), gr.update(interactive=True)
         except NmkeError as error:
             return problem_html(error), gr.update(interactive=False)
 
-    def write(layers: str, tokens: float) -> Iterator[str]:
+    def prepare(self, layers: str, tokens: float) -> Iterator[str]:
         try:
-            job = studio.submit_prepare(_settings(layers, int(tokens or 0)))
+            job = self.studio.submit_prepare(_settings(layers, int(tokens or 0)))
         except NmkeError as error:
             yield problem_html(error)
             return
         yield from follow(job)
-
-    look.click(doctor, outputs=found, show_progress="minimal", **PRIVATE)
-    cost.click(show_cost, [layers, tokens], [result, prepare], show_progress="minimal", **PRIVATE)
-    prepare.click(write, [layers, tokens], result, show_progress="hidden", **PRIVATE)
-    for field in (layers, tokens):  # a new cost must be seen first
-        field.input(lambda: gr.update(interactive=False), outputs=prepare, show_progress="hidden", **PRIVATE)
 
 
 def cost_html(studio: Studio, layers: str, tokens: int) -> str:

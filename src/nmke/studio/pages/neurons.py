@@ -16,7 +16,7 @@ from nmke.cli.inspect import batch_path, written_number
 from nmke.errors import NmkeError
 from nmke.neurons.words import neuron_values, promoted_tokens
 from nmke.studio.limits import not_found
-from nmke.studio.pages.common import PRIVATE, html, problem_html, say
+from nmke.studio.pages.common import PRIVATE, html, listed_edits, problem_html, say
 from nmke.studio.service import Studio
 
 SHOWN = 60  # strongest neurons to choose from
@@ -122,56 +122,57 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     neuron = gr.Dropdown([], label="Neuron", elem_id="neuron", visible=False)
     words = gr.HTML(elem_id="neuron-words")
 
-    def offer() -> Any:
-        places = [place for place in studio.edits(limit=LISTED) if place.record.status != "known"]
-        choices = [
-            (
-                f"{p.record.request.id}  {p.record.request.text} → {p.record.request.target_new}",
-                p.record.request.id,
-            )
-            for p in places
-        ]
+    do = _Actions(studio)
+    tab.select(do.offer, outputs=chosen, show_progress="hidden", **PRIVATE)
+    show.click(do.draw, chosen, [note, picture, neuron, words], show_progress="minimal", **PRIVATE)
+    neuron.input(do.explain, [chosen, neuron], words, show_progress="hidden", **PRIVATE)
+    picture.select(do.choose, chosen, words, show_progress="hidden", **PRIVATE)
+
+
+@dataclass(frozen=True)
+class _Actions:
+    """What the tab's parts do when they are used."""
+
+    studio: Studio
+
+    def offer(self) -> Any:
+        found = [place for place in self.studio.edits(limit=LISTED) if place.record.status != "known"]
+        choices = listed_edits(found)
         return gr.update(choices=choices, value=choices[0][1] if choices else None)
 
-    def draw(name: str | None) -> tuple[Any, ...]:
+    def draw(self, name: str | None) -> tuple[Any, ...]:
         try:
-            found = load_map(studio, name or "")
+            found = load_map(self.studio, name or "")
         except NmkeError as error:
             return problem_html(error), gr.update(visible=False), gr.update(visible=False), ""
-        strongest = found.strongest(SHOWN)
         choices = [
             (f"layer {layer}, neuron {i}: changed by {size:.1%}", f"{layer}.{i}")
-            for layer, i, size in strongest
+            for layer, i, size in found.strongest(SHOWN)
         ]
         first = choices[0][1] if choices else None
         return (
             html("neuron_map.html", layers=_layer_rows(found)),
             gr.update(value=found.picture(), visible=True),
             gr.update(choices=choices, value=first, visible=True),
-            explain(name, first),
+            self.explain(name, first),
         )
 
-    def explain(name: str | None, place: str | None) -> str:
+    def explain(self, name: str | None, place: str | None) -> str:
         if not place:
             return ""
         layer, index = map(int, place.split("."))
         try:
-            return words_html(studio, name or "", layer, index)
+            return words_html(self.studio, name or "", layer, index)
         except NmkeError as error:
             return problem_html(error)
 
-    def choose(name: str | None, event: gr.SelectData) -> str:
+    def choose(self, name: str | None, event: gr.SelectData) -> str:
         try:
             x, y = event.index
-            found = load_map(studio, name or "").neuron_at(int(x), int(y))
-            return "" if found is None else words_html(studio, name or "", *found)
+            found = load_map(self.studio, name or "").neuron_at(int(x), int(y))
+            return "" if found is None else words_html(self.studio, name or "", *found)
         except NmkeError as error:
             return problem_html(error)
-
-    tab.select(offer, outputs=chosen, show_progress="hidden", **PRIVATE)
-    show.click(draw, chosen, [note, picture, neuron, words], show_progress="minimal", **PRIVATE)
-    neuron.input(explain, [chosen, neuron], words, show_progress="hidden", **PRIVATE)
-    picture.select(choose, chosen, words, show_progress="hidden", **PRIVATE)
 
 
 def _layer_rows(found: EditMap) -> list[dict[str, Any]]:
