@@ -13,6 +13,7 @@ ARGS ?=
 SECONDS_EACH ?= 20
 REPORTS := build/reports
 export NO_MKDOCS_2_WARNING := 1
+SHARED = -n $(WORKERS) --dist worksteal
 UNMARKED := not model and not browser and not slow and not gpu
 
 help:  ## Say what each target does.
@@ -23,7 +24,7 @@ demo: $(STAMP)  ## Edit real facts into a real model, undo a batch, leave a mode
 
 test: $(STAMP)  ## Tests on tiny models, then tests on the real default model. WORKERS=0 runs in one process.
 	mkdir -p $(REPORTS)
-	OMP_NUM_THREADS=1 $(RUN) pytest -m "$(UNMARKED)" -n $(WORKERS) --junitxml=$(REPORTS)/unmarked.xml
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "$(UNMARKED)" $(SHARED) --junitxml=$(REPORTS)/unmarked.xml
 	$(RUN) pytest -m "model" -rs --junitxml=$(REPORTS)/model.xml
 
 # Chromium: Debian's own, or one that CHROMIUM= names; the tests skip without one unless CI is set.
@@ -43,7 +44,7 @@ test-latest: RESOLUTION := highest
 test-lowest test-latest: test-%: build/uv/bin/uv  ## The unmarked tests on the lowest versions that pyproject.toml allows (on the latest).
 	build/uv/bin/uv venv --quiet --clear $(if $(PYTHON),--python $(PYTHON)) build/$*
 	build/uv/bin/uv pip install --quiet --python build/$*/bin/python --resolution $(RESOLUTION) -e ".[dev]"
-	OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -m "$(UNMARKED)" -n $(WORKERS)
+	OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -m "$(UNMARKED)" $(SHARED)
 
 dist: build/uv/bin/uv  ## Wheel and sdist into dist/; then the wheel in an empty environment edits a fact.
 	rm -rf dist

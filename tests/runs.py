@@ -1,6 +1,9 @@
 """Runs on tiny models: the model, facts, quick settings and sessions that the tests of runs share."""
 
+import atexit
 import copy
+import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -67,11 +70,19 @@ def config(**changes: object) -> EditConfig:
     return EditConfig.create(**{**QUICK, "method": "alphaedit", **changes})
 
 
+@cache
+def shared_store() -> StatsStore:
+    """Statistics are the same for every run on equal weights, so they are gathered once in a process of tests."""
+    folder = tempfile.mkdtemp(prefix="nmke-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return StatsStore(Path(folder))
+
+
 def open_run(
     run: Path, source: EditableModel | None = None, *, store: StatsStore | None = None, **changes: object
 ) -> EditSession:
-    """A session on a tiny model; statistics are kept beside the run."""
-    kept = store or StatsStore(run.parent / "stats")
+    """A session on a tiny model; statistics are shared by all that give no store of their own."""
+    kept = store or shared_store()
     return EditSession.open(source or model(), run, config=config(**changes), store=kept)
 
 

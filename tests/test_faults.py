@@ -25,8 +25,8 @@ FACTS = runs.facts(4)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
-    return StatsStore(tmp_path_factory.mktemp("stats"))
+def store() -> StatsStore:
+    return runs.shared_store()
 
 
 # ---------------------------------------------------------------- the disk fills up

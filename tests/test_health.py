@@ -34,8 +34,8 @@ FACTS = runs.facts(6)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
-    return StatsStore(tmp_path_factory.mktemp("stats"))
+def store() -> StatsStore:
+    return runs.shared_store()
 
 
 def begin(path: Path, store: StatsStore, **changes: object) -> EditSession:

@@ -25,8 +25,8 @@ from nmke.types import EditRequest
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
-    return StatsStore(tmp_path_factory.mktemp("stats"))
+def store() -> StatsStore:
+    return runs.shared_store()
 
 
 def edit_and_undo(model: EditableModel, root: Path, store: StatsStore, *requests: EditRequest) -> list[str]:

@@ -29,8 +29,8 @@ Step = Callable[[EditSession], object]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
-    return StatsStore(tmp_path_factory.mktemp("stats"))
+def store() -> StatsStore:
+    return runs.shared_store()
 
 
 @pytest.fixture

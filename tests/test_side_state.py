@@ -15,7 +15,6 @@ from nmke.export import exporters
 from nmke.models.load import EditableModel
 from nmke.session import EditSession
 from nmke.side_state import SideState
-from nmke.stats.store import StatsStore
 
 RECALLED = [name for name in methods.names() if methods.get(name).recall is not None]
 KEPT = [*RECALLED, "ultraedit"]
@@ -24,7 +23,7 @@ FACTS = runs.facts(4)
 
 def begin(path: Path, name: str, model: EditableModel | None = None, **changes: object) -> EditSession:
     settings = {"method": name, "layers": runs.LAYERS[: methods.get(name).max_layers], **changes}
-    return runs.open_run(path, model, store=StatsStore(path.parent / "stats"), **settings)
+    return runs.open_run(path, model, store=runs.shared_store(), **settings)
 
 
 def logits(model: EditableModel, text: str = FACTS[0].text) -> Tensor:
@@ -53,9 +52,7 @@ def test_a_run_opened_again_holds_the_same_memory(name: str, tmp_path: Path):
         )
         kept = {n: t.clone() for n, t in session.weights.side.tensors().items()}
         assert kept and all(torch.equal(head[n], t) for n, t in kept.items())
-    with EditSession.resume(
-        session.folder, model=runs.model(), store=StatsStore(tmp_path / "stats")
-    ) as again:
+    with EditSession.resume(session.folder, model=runs.model(), store=runs.shared_store()) as again:
         assert again.content_hash == content
         assert torch.equal(logits(again.model), answer)
         again.verify()

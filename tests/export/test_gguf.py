@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.export.runs import INITIALIZER_RANGE, PROMPTS, tiny_run
 from tests.models.test_load import write_gguf
+from tests.tiers import sampled
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 from nmke.errors import ExportError, NumericsError
@@ -34,8 +35,13 @@ def session(base, tmp_path_factory):
         yield session
 
 
-@pytest.mark.parametrize(("edited_type", "limit"), [("F32", 0.0), ("F16", 5e-3)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+TYPES = [(dtype, *kind) for dtype in ("float32", "bfloat16") for kind in (("F32", 0.0), ("F16", 5e-3))]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "edited_type", "limit"),
+    sampled(TYPES, lambda one: one[:2] in (("float32", "F32"), ("bfloat16", "F16"))),
+)
 def test_file_loads_as_the_session(tmp_path, base, dtype, edited_type, limit):
     with tiny_run(tmp_path, base, dtype=dtype) as session:
         report = exporters.get("gguf")(session, tmp_path / "out", edited_type=edited_type)

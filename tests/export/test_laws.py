@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.export.runs import PROMPTS, SETTINGS, tiny_base
+from tests.tiers import sampled
 from tests.tiny import tiny_llama
 
 from nmke.config import EditConfig
@@ -30,7 +31,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
     return StatsStore(tmp_path_factory.mktemp("stats"))
 
 
-@pytest.mark.parametrize("method", [n for n in methods.names() if methods.get(n).recall is None])
+WRITE = [name for name in methods.names() if methods.get(name).recall is None]
+
+
+@pytest.mark.parametrize(
+    "method", sampled(WRITE, {"nmke", "nmke-own", "alphaedit", "kn", "lora"}.__contains__)
+)
 def test_export_then_load_equals_the_session(
     method: str, base: Path, store: StatsStore, tmp_path: Path
 ) -> None:

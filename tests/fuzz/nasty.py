@@ -12,7 +12,7 @@ Found with these, and mended:
   range (IndexError), side memories of the wrong form (a traceback at the first question).
 - gguf: counts of 2^60 tensors, keys and list entries (no end), sizes of tensors beyond the file.
 - model config: a billion layers, a vocabulary larger than the weights (no end, all of memory), an activation that is a
-  number, no heads (TypeError, ZeroDivisionError).
+  number, no heads (TypeError, ZeroDivisionError); no widths, so that those of a large model are taken (all of memory).
 - model index: files outside of the folder; a list, or nothing (KeyError, AttributeError).
 """
 
@@ -375,8 +375,12 @@ def model_config_inputs() -> dict[str, bytes]:
         "quantised by text": {"quantization_config": "evil"},
     }
     inputs = {name: json.dumps({**good, **change}).encode() for name, change in changed.items()}
+    widths = {name: value for name, value in good.items() if not name.endswith("_size")}
+    sizes = {name: value for name, value in widths.items() if not name.startswith("num_")}
     return {
         **inputs,
+        "no widths": json.dumps(widths).encode(),  # those of a model of 7 billion weights take their place
+        "no sizes": json.dumps(sizes).encode(),
         "deep": DEEP.encode(),
         "list": b"[]",
         "no text": b"\xff\xfe\x00",

@@ -26,8 +26,8 @@ SECONDS = 60
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StatsStore:
-    return StatsStore(tmp_path_factory.mktemp("studio-stats"))
+def store() -> StatsStore:
+    return runs.shared_store()
 
 
 @pytest.fixture

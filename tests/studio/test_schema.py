@@ -56,7 +56,7 @@ def test_the_schema_describes_every_operation():
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_every_operation_answers_as_its_schema_says(label, address):
     @settings(
-        max_examples=6,
+        max_examples=4,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=True,

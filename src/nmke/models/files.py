@@ -60,8 +60,7 @@ def check_sizes(folder: Path) -> None:
         RequestError: If it is damaged, or belongs to a larger model.
     """
     config = _object(folder / "config.json")
-    held = [_weights(folder / name) for name in weight_files(folder)]
-    tensors, weights = sum(one[0] for one in held), sum(one[1] for one in held)
+    tensors, weights = held_weights(folder)
     for values in (config, config.get("text_config")):
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, int | float) and value > _limit(name, tensors, weights):
@@ -69,6 +68,16 @@ def check_sizes(folder: Path) -> None:
                     f"{str(folder / 'config.json')!r} has {name} {value}, the weight files hold {tensors} tensors with "
                     f"{weights:,} weights; the folder is incomplete or its config.json belongs to another model"
                 )
+
+
+def held_weights(folder: Path) -> tuple[int, int]:
+    """How many tensors and weights the folder's safetensors files hold.
+
+    Raises:
+        RequestError: If a header is damaged.
+    """
+    held = [_weights(folder / name) for name in weight_files(folder)]
+    return sum(tensors for tensors, _ in held), sum(weights for _, weights in held)
 
 
 def check_gguf(path: Path) -> None:
@@ -109,9 +118,13 @@ def _weights(path: Path) -> tuple[int, int]:
             if length > min(size, MOST_HEADER):
                 raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
             entries = json.loads(file.read(length))
-        shapes = [entry["shape"] for name, entry in entries.items() if name != "__metadata__"]
+        tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        if end > size:
+            raise ValueError(f"{size:,} of {end:,} bytes are there")
+        shapes = [entry["shape"] for entry in tensors]
         return len(shapes), min(sum(math.prod(map(int, shape)) for shape in shapes), size)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise RequestError(
             f"the weights of {str(path.parent)!r} are damaged ({path.name}: {reason(error)}); copy them again"
         ) from error

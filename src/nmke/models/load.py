@@ -28,7 +28,7 @@ from nmke.errors import (
 )
 from nmke.models.builtin import BUILTIN_MODELS, builtin_folder, no_progress_bars, read_gguf
 from nmke.models.cache import weights_fingerprint
-from nmke.models.files import check_gguf, check_sizes, weight_files
+from nmke.models.files import check_gguf, check_sizes, held_weights, weight_files
 from nmke.models.generate import Decoding, continue_prompts, first_line
 from nmke.models.mirror import Mirror
 from nmke.models.tokens import TextEncoder, TokenBatch
@@ -41,6 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 SPREAD = "spread"  # as a device: the layers over all devices, by accelerate
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 BARE_NAME = re.compile(r"[\w.-]+")
+MOST_TIED = 2  # weights of a model to each in its files: tied ones are stored once
 
 
 @dataclass
@@ -274,6 +275,8 @@ def _read_folder(
             "edit the model it was made from and quantise the result"
         )
     downloads = not Path(place).is_dir()
+    if not downloads:
+        _check_parameters(Path(place), config)
     with nullcontext() if downloads else no_progress_bars():
         model, found = AutoModelForCausalLM.from_pretrained(
             place,
@@ -292,6 +295,20 @@ def _read_folder(
             "the folder is incomplete or its config.json belongs to another model"
         )
     return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+
+
+def _check_parameters(folder: Path, config: Any) -> None:
+    """Refuse weights that are far fewer than the model has: sizes that `config.json` leaves out have large defaults."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):  # takes no memory
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    asked, (_, held) = sum(p.numel() for p in model.parameters()), held_weights(folder)
+    if asked > MOST_TIED * held:
+        raise RequestError(
+            f"{str(folder / 'config.json')!r} describes a model of {asked:,} weights, the weight files hold {held:,}; "
+            "the folder is incomplete or its config.json belongs to another model"
+        )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def build(studio: Studio, tab: gr.Tab) -> None:
         chosen = gr.Dropdown([], label="Edit", elem_id="chosen", scale=6, min_width=220)
         revert = gr.Button("Revert it", elem_id="revert", min_width=110)
         again = gr.Button("Retry it", elem_id="retry", min_width=110)
-        steps = _number("Steps of a retry", "retry-steps", 50)
+        steps = _number("Retry steps", "retry-steps", 50)
     with gr.Row():
         batches = _number("Newest batches", "batches", 1)
         undo = gr.Button("Undo them", elem_id="undo", min_width=110)
