@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests import tiny
 from tests.exact import exact
+from tests.tiers import sampled
 from torch import Tensor, nn
 
 from nmke.attribution import log_prob, neuron_scores, read_out
@@ -313,7 +314,7 @@ def test_bfloat16_scores_follow_the_float32_ones():
     assert (half - full).norm() < 0.1 * full.norm()
 
 
-@pytest.mark.parametrize("amplification", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize("amplification", sampled([0.3, 3.0, 30.0], lambda one: one != 3.0))
 def test_float32_scores_equal_the_literal_ones(subject, amplification):
     """In float32 small steps go through a series in place of the exponential."""
     twin = copy.deepcopy(subject.model.model).float()

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +90,40 @@ def write_facts(path: Path, facts: list[dict[str, Any]] | None = None) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, source: Path, corpus: Path, tiny_cache: Path
+) -> Callable[[bool], Path]:
+    """Edits the four facts in two batches, once with scores and once without, for tests that begin with such a run."""
+
+    @cache
+    def make(scored: bool) -> Path:
+        folder = tmp_path_factory.mktemp("made")
+        flags = ["-o", str(folder / "run"), *quick_flags(corpus), *([] if scored else ["--no-eval"])]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NMKE_CACHE", str(tiny_cache))
+            patch.setenv("NO_COLOR", "1")
+            assert (
+                run(["edit", str(source), "--facts", str(write_facts(folder / "facts.jsonl")), *flags]) == 0
+            )
+        return folder / "run"
+
+    return make
+
+
+@pytest.fixture
+def edited(made: Callable[[bool], Path], plain: None) -> str:
+    """The folder "run" of the test's own, with two batches of two facts, not scored."""
+    return str(shutil.copytree(made(False), "run"))
+
+
 @pytest.fixture
 def settings(corpus: Path) -> list[str]:
     """Flags that make an edit of the tiny model take a fraction of a second."""
+    return quick_flags(corpus)
+
+
+def quick_flags(corpus: Path) -> list[str]:
     return [
         "--corpus",
         str(corpus),

@@ -150,10 +150,7 @@ def test_strict_exits_6_and_keeps_the_run(nmke: Nmke, source: Path, facts: Path,
     assert nmke("verify", "run").code == 0
 
 
-def test_revert_takes_one_edit_out_and_says_the_cost(
-    nmke: Nmke, source: Path, facts: Path, settings: list[str]
-) -> None:
-    assert nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings).code == 0
+def test_revert_takes_one_edit_out_and_says_the_cost(nmke: Nmke, edited: str) -> None:
     refused = nmke("revert", "run", "f1")
     assert refused.code == 2 and "3 other edits" in refused.err and "--yes" in refused.err
     done = nmke("revert", "run", "f1", "--yes", "--json")
@@ -165,10 +162,7 @@ def test_revert_takes_one_edit_out_and_says_the_cost(
     assert nmke("verify", "run").code == 0
 
 
-def test_verify_exits_7_when_a_file_was_changed(
-    nmke: Nmke, source: Path, facts: Path, settings: list[str]
-) -> None:
-    assert nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings).code == 0
+def test_verify_exits_7_when_a_file_was_changed(nmke: Nmke, edited: str) -> None:
     batch = Path("run/edits/000001.safetensors")
     content = bytearray(batch.read_bytes())
     content[-1] ^= 1
@@ -185,12 +179,9 @@ def test_eval_of_a_plain_model_says_what_locality_means(nmke: Nmke, source: Path
     assert nmke("eval", source).code == 2
 
 
-def test_chat_answers_each_line(
-    nmke: Nmke, source: Path, facts: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_answers_each_line(nmke: Nmke, edited: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    assert nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings).code == 0
     monkeypatch.setattr(
         "sys.stdin", io.StringIO("The capital of France is\n\n/new\nThe train\n/quit\nnever\n")
     )

@@ -8,9 +8,9 @@ from tests.cli.conftest import Nmke
 
 
 @pytest.fixture
-def run(nmke: Nmke, source: Path, facts: Path, settings: list[str]) -> str:
-    assert nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings).code == 0
-    return "run"
+def run(edited: str) -> str:
+    """A run of two batches of two."""
+    return edited
 
 
 def test_neurons_prints_layers_metrics_and_words(nmke: Nmke, source: Path, facts: Path) -> None:

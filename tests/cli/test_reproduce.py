@@ -9,10 +9,7 @@ from tests.cli.conftest import Nmke
 from nmke.models.weights import DownProjection
 
 
-def test_a_run_is_reproduced_and_a_tampered_one_exits_7(
-    nmke: Nmke, source: Path, facts: Path, settings: list[str]
-) -> None:
-    assert nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings).code == 0
+def test_a_run_is_reproduced_and_a_tampered_one_exits_7(nmke: Nmke, edited: str) -> None:
     assert nmke("undo", "run").code == 0
     done = nmke("reproduce", "run")
     assert done.code == 0, done.err
@@ -32,9 +29,8 @@ def test_a_run_is_reproduced_and_a_tampered_one_exits_7(
 
 
 def test_a_result_that_differs_is_shown_and_exits_7(
-    nmke: Nmke, source: Path, facts: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+    nmke: Nmke, edited: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings).code == 0
     plain = DownProjection.add
     monkeypatch.setattr(DownProjection, "add", lambda self, left, right: plain(self, left * 1.01, right))
     done = nmke("reproduce", "run")
