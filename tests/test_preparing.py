@@ -38,7 +38,8 @@ def config(model: EditableModel, corpus: Path, method: str, **changes: object) -
 
 
 @pytest.mark.parametrize(
-    ("method", "kinds"), [("alphaedit", ["keys"]), ("nmke-own", ["keys", "inputs"]), ("ultraedit", [])]
+    ("method", "kinds"),
+    [("alphaedit", ["keys"]), ("nmke-own", ["keys", "inputs", "subjects"]), ("ultraedit", [])],
 )
 def test_every_kind_that_a_method_needs_is_gathered_and_no_other(method, kinds, model, corpus, store):
     settings = config(model, corpus, method)
@@ -56,15 +57,16 @@ def test_only_the_kind_that_is_missing_is_gathered(model, corpus, store):
     gather(model, keys, store, needed(model, keys, store))
     written = {path: path.stat().st_mtime_ns for path in store.root.glob("*.safetensors")}
     own = config(model, corpus, "nmke-own")
-    first, second = needed(model, own, store)
-    assert (first.missing, second.missing) == ((), runs.LAYERS) and lacking([first, second]) == [*runs.LAYERS]
-    gather(model, own, store, [first, second])
+    found = needed(model, own, store)
+    assert [one.missing for one in found] == [(), runs.LAYERS, runs.LAYERS]
+    assert lacking(found) == [*runs.LAYERS]
+    gather(model, own, store, found)
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def test_the_cost_counts_every_kind_and_the_text_once(model, corpus, store):
     settings = config(model, corpus, "nmke-own")
-    keys, inputs = needed(model, settings, store)
+    keys, inputs, _ = needed(model, settings, store)
     both = prepare_cost(model, [keys, inputs], settings, 100.0)
     alone = [prepare_cost(model, [one], settings, 100.0) for one in (keys, inputs)]
     assert both.seconds == pytest.approx(sum(one.seconds for one in alone))
@@ -72,11 +74,12 @@ def test_the_cost_counts_every_kind_and_the_text_once(model, corpus, store):
     assert both.disk_mb == pytest.approx(sum(one.disk_mb for one in alone))
     assert both.memory_mb == alone[0].memory_mb
     own_text = settings.model_copy(update={"corpus": "self"})
-    keys, inputs = needed(model, own_text, store)
+    keys, inputs, subjects = needed(model, own_text, store)
+    assert not subjects.unwritten
     dear = [prepare_cost(model, some, own_text, 100.0).seconds for some in ([keys], [keys, inputs])]
     assert dear[0] > alone[0].seconds and dear[1] - dear[0] == pytest.approx(alone[1].seconds)
     store.corpus(model, CorpusSpec.of(own_text))
-    kept = needed(model, own_text, store)
+    kept = needed(model, own_text, store)[:2]
     assert prepare_cost(model, kept, own_text, 100.0).seconds == pytest.approx(both.seconds)
     assert prepare_cost(model, [], own_text, 100.0).seconds == 0.0
 
@@ -91,7 +94,7 @@ def test_statistics_of_an_edited_run_are_those_of_the_unedited_model(tmp_path):
     with runs.open_run(tmp_path / "edited", store=late) as session:
         session.edit_batch(runs.facts(2))
         with session.using(**own):
-            assert [one.missing for one in prepare_session(session)] == [(), runs.LAYERS]
+            assert [one.missing for one in prepare_session(session)] == [(), runs.LAYERS, runs.LAYERS]
             again = late.prepare(session.model, [1], CorpusSpec.of(session.config), kind="inputs")[1]
     assert again.total.equal(found.total) and again.count == found.count
 

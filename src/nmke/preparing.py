@@ -14,9 +14,9 @@ from nmke.editors.method import INPUT_STATISTICS, STATISTICS, methods
 from nmke.models.load import EditableModel
 from nmke.progress import Progress, quiet
 from nmke.session import EditSession
-from nmke.stats.store import CorpusSpec, Kind, StatsStore
+from nmke.stats.store import INPUT_KINDS, WHAT, CorpusSpec, Kind, StatsStore
 
-_KINDS: tuple[tuple[str, Kind], ...] = ((STATISTICS, "keys"), (INPUT_STATISTICS, "inputs"))
+_KINDS: dict[str, tuple[Kind, ...]] = {STATISTICS: ("keys",), INPUT_STATISTICS: INPUT_KINDS}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Needed:
     """One kind of statistics that a method needs.
 
     Args:
-        name: What it is called: "key statistics" or "input statistics".
+        name: What it is called: "key statistics", "input statistics" or "subject statistics".
         kind: Its name in the cache.
         layers: The layers that the method edits.
         missing: Those of them whose statistics are not cached.
@@ -54,13 +54,13 @@ def needed(model: EditableModel, config: EditConfig, store: StatsStore) -> tuple
     """
     layers, spec = config.layers or (), CorpusSpec.of(config)
     needs, found = methods.entry(config.method).needs, []
-    for name, kind in _KINDS:
-        if name in needs:
-            if kind == "inputs":
-                for layer in layers:  # refused now, not after minutes of gathering
-                    _ = model.layout.layers[layer].read_in
-            missing = tuple(store.missing(model, layers, spec, kind))
-            found.append(Needed(name, kind, layers, missing, store.must_write_text(model, spec)))
+    for kind in (kind for need, kinds in _KINDS.items() if need in needs for kind in kinds):
+        if kind in INPUT_KINDS:
+            for layer in layers:  # refused now, not after minutes of gathering
+                _ = model.layout.layers[layer].read_in
+        missing = tuple(store.missing(model, layers, spec, kind))
+        unwritten = kind != "subjects" and store.must_write_text(model, spec)
+        found.append(Needed(f"{WHAT[kind]} statistics", kind, layers, missing, unwritten))
     return tuple(found)
 
 

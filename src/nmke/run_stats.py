@@ -10,8 +10,8 @@ from nmke.editors.norm_anchor import NORM_ANCHOR, pilot_norms
 from nmke.editors.pipeline import target_site
 from nmke.models.load import EditableModel
 from nmke.progress import Progress
-from nmke.stats.covariance import LARGEST_EXACT, KeyCovariance, LayerStats
-from nmke.stats.store import CorpusSpec, StatsStore
+from nmke.stats.covariance import LARGEST_EXACT, KeyCovariance, LayerStats, OrdinaryInputs
+from nmke.stats.store import INPUT_KINDS, CorpusSpec, StatsStore
 from nmke.types import Gram
 
 
@@ -29,7 +29,7 @@ class RunStats:
     ) -> None:
         self._model, self._base, self._store = model, base, store
         self._loaded: dict[tuple[object, ...], LayerStats] = {}
-        self._inputs: dict[tuple[int, CorpusSpec], Gram] = {}
+        self._inputs: dict[tuple[int, CorpusSpec], OrdinaryInputs] = {}
         self._anchors: dict[EditConfig, dict[int, float]] = {}
 
     def of(self, config: EditConfig, progress: Progress) -> dict[int, LayerStats]:
@@ -60,8 +60,8 @@ class RunStats:
 
         return read
 
-    def inputs(self, config: EditConfig, progress: Progress) -> dict[int, Gram]:
-        """E[x₁ x₁ᵀ] of the MLP inputs x, with a one below each, of each layer that `config` edits.
+    def inputs(self, config: EditConfig, progress: Progress) -> dict[int, OrdinaryInputs]:
+        """What the MLPs of each layer that `config` edits are given by ordinary text, and at ordinary subjects.
 
         Raises:
             LayoutError: If the model does not show what its neurons read.
@@ -71,9 +71,12 @@ class RunStats:
         missing = [layer for layer in config.layers if (layer, spec) not in self._inputs]
         if missing:
             with self._base():
-                gathered = self._store.prepare(self._model, missing, spec, progress, "inputs")
-            for layer, moment in gathered.items():
-                self._inputs[layer, spec] = moment.moment.to(self._model.device)
+                text, subjects = (
+                    self._store.prepare(self._model, missing, spec, progress, kind) for kind in INPUT_KINDS
+                )
+            for layer in missing:
+                both = (found[layer].moment.to(self._model.device) for found in (text, subjects))
+                self._inputs[layer, spec] = OrdinaryInputs(*both)
         return {layer: self._inputs[layer, spec] for layer in config.layers}
 
     def anchors(

@@ -13,7 +13,7 @@ from nmke.editors import methods
 from nmke.editors.keys import KeyPass
 from nmke.editors.memory import SolverState
 from nmke.editors.method import Batch
-from nmke.editors.own_neurons import OwnNeurons, choose_own, free_neurons
+from nmke.editors.own_neurons import OwnNeurons, choose_own, free_neurons, homes_of, own_layers
 from nmke.editors.pipeline import BatchResult, ProvisionalWrites, compute_updates
 from nmke.errors import ConfigError, LayoutError
 from nmke.models.load import EditableModel
@@ -21,7 +21,7 @@ from nmke.models.read_in import coefficients
 from nmke.models.tracing import record_inputs, record_outputs
 from nmke.progress import quiet
 from nmke.session import EditSession
-from nmke.stats.covariance import KeyCovariance, LayerStats
+from nmke.stats.covariance import KeyCovariance, LayerStats, OrdinaryInputs
 from nmke.stats.store import CorpusSpec, StatsStore, add_windows
 from nmke.types import EditRequest, MatrixPlace
 
@@ -46,7 +46,8 @@ def ordinary(model: EditableModel, layers: Sequence[int]):
     inputs = {i: KeyCovariance.empty(model.layout.d_model + 1) for i in layers}
     add_windows(model, keys, windows)
     add_windows(model, inputs, windows, "inputs")
-    return {i: LayerStats(keys[i].moment) for i in layers}, {i: inputs[i].moment for i in layers}
+    moments = {i: OrdinaryInputs(inputs[i].moment, inputs[i].moment) for i in layers}
+    return {i: LayerStats(keys[i].moment) for i in layers}, moments
 
 
 def settings(**changes: object) -> EditConfig:
@@ -96,25 +97,65 @@ def test_the_subjects_token_gets_the_delta_and_another_subject_nothing(family):
 
 
 @pytest.mark.parametrize("family", BUILDERS)
-def test_a_neuron_is_written_for_each_fact_in_each_layer(family):
+def test_a_neuron_is_written_for_each_fact_in_one_layer(family):
     model = BUILDERS[family]()
     result = edit(model)
+    (update,) = result.updates
+    assert update.layer == LAYERS[0] and result.targets.layers == LAYERS[:1]
     parts = {"up", "down"} if family == "gpt2" else {"gate", "up", "down"}
-    for update in result.updates:
-        assert set(update.replaced) == parts and update.left.shape[1] == 0
-        assert int(update.columns.sum()) == 2 and torch.equal(update.mask.keep, update.columns)
-        assert result.memory_keys[update.layer].shape == (2, model.layout.layers[update.layer].d_mlp)
+    assert set(update.replaced) == parts and update.left.shape[1] == 0
+    assert int(update.columns.sum()) == 2 and torch.equal(update.mask.keep, update.columns)
+    assert result.memory_keys[1].shape == (2, model.layout.layers[1].d_mlp)
     with ProvisionalWrites(model) as writes:
-        for update in result.updates:
-            writes.add(update)
-        rows = KeyPass(model, REQUESTS, CONTEXTS, LAYERS)
-        downs = {i: model.layout.layers[i].down_proj for i in LAYERS}
-        for layer, keys in rows.at_anchors(downs).items():
-            index = result.updates[LAYERS.index(layer)].replaced["down"].index.long()
-            fires = keys[:, index]  # [rows, edits]
-            own = fires.gather(1, rows.owner[:, None])[:, 0]
-            cross = fires.gather(1, 1 - rows.owner[:, None])[:, 0]
-            assert float(cross.abs().max()) < 0.05 * float(own.max())
+        writes.add(update)
+        rows = KeyPass(model, REQUESTS, CONTEXTS, LAYERS[:1])
+        keys = rows.at_anchors({1: model.layout.layers[1].down_proj})[1]
+        fires = keys[:, update.replaced["down"].index.long()]  # [rows, edits]
+        own = fires.gather(1, rows.owner[:, None])[:, 0]
+        cross = fires.gather(1, 1 - rows.owner[:, None])[:, 0]
+        assert float(cross.abs().max()) < 0.05 * float(own.max())
+
+
+def take(model: EditableModel, layer: int, count: int) -> None:
+    """Have so many neurons of a layer held by earlier edits."""
+    gate = model.layout.layers[layer].matrix("gate")
+    model.unedited.setdefault(MatrixPlace(layer, "gate"), gate.read().clone())
+    index = free_neurons(model, layer).nonzero()[:count, 0]
+    gate.restore(index, gate.columns(index) + 1.0)
+
+
+def test_layers_are_filled_to_the_half_one_after_another():
+    model = BUILDERS["llama"]()
+    batch = batch_of(model)
+    assert homes_of(batch, (0, 1, 0)) == [1, 1, 1]
+    take(model, 1, 31)
+    assert homes_of(batch, (0, 1, 0)) == [1, 2, 1], "a second anchor stays with its fact"
+    take(model, 1, 1)
+    take(model, 2, 32)
+    assert homes_of(batch, (0, 1)) == [2, 2], "the last layer takes what is left"
+    with ProvisionalWrites(model):
+        result = methods.get("nmke-own").compute(batch)
+    assert [update.layer for update in result.updates] == [2]
+
+
+def test_a_batch_may_spread_over_two_layers():
+    model = BUILDERS["llama"]()
+    take(model, 1, 31)
+    as_loaded = runs.bits(model)
+    result = methods.get("nmke-own").compute(batch_of(model))
+    assert runs.bits(model) == as_loaded
+    assert [update.layer for update in result.updates] == [1, 2]
+    assert all(int(update.columns.sum()) == 1 for update in result.updates)
+    assert not result.targets.deltas[1][1].any() and not result.targets.deltas[2][0].any()
+    assert result.targets.deltas[1][0].any() and result.targets.deltas[2][1].any()
+    assert all(0 < p < 1 for p in result.targets.probabilities) and len(result.targets.steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "layers"), [(1, (0,)), (4, (1,)), (6, (3,)), (18, (10, 11, 12)), (30, (16, 17, 18, 19, 20))]
+)
+def test_default_layers_lie_behind_the_middle(n_layers, layers):
+    assert own_layers(n_layers) == layers
 
 
 def test_directions_in_closed_form():
@@ -141,7 +182,7 @@ def test_a_coefficient_is_flat_at_the_subject_and_nothing_below_the_threshold(ga
     rows = KeyPass(model, REQUESTS[:1], CONTEXTS, (1,))
     seen = rows.at_anchors({"x": parts.read_in.behind_activation})["x"]
     subject = rows.average(seen)
-    (u,), c = OwnNeurons().detectors(subject, inputs[1])
+    (u,), c = OwnNeurons().detectors(subject, inputs[1].text)
     base = torch.linalg.lstsq(torch.stack([u, c]), torch.tensor([[0.0], [1.0]]).double()).solution[:, 0]
     step = torch.linalg.lstsq(torch.stack([u, c]), torch.tensor([[1.0], [0.0]]).double()).solution[:, 0]
     at = {s: base + s * step for s in (0.0, 0.25, 0.9, 1.0, 1.1)}
@@ -153,9 +194,9 @@ def test_a_coefficient_is_flat_at_the_subject_and_nothing_below_the_threshold(ga
     read = dict(zip(at, (found / found[3]).tolist(), strict=True))
     assert abs(read[0.0]) < 0.01 and abs(read[0.25]) < 0.03
     if gated:
-        assert read[0.9] == pytest.approx(0.96, abs=0.02) and read[1.1] == pytest.approx(0.96, abs=0.02)
+        assert read[0.9] == pytest.approx(0.95, abs=0.02) and read[1.1] == pytest.approx(0.95, abs=0.02)
     else:
-        assert read[0.9] == pytest.approx(0.8, abs=0.02) and read[1.1] == pytest.approx(1.2, abs=0.02)
+        assert read[0.9] == pytest.approx(0.78, abs=0.02) and read[1.1] == pytest.approx(1.22, abs=0.02)
 
 
 def batch_of(model: EditableModel, **changes: object) -> Batch:
@@ -259,24 +300,22 @@ def test_on_the_default_model_neurons_fire_for_their_subject_in_other_words_too(
     from nmke.facts import bundled_facts
 
     requests = bundled_facts()[:2]  # Kenya and Peru
-    config = EditConfig.create(method="nmke-own", layers=(5, 6), health_every=0)
+    config = EditConfig.create(method="nmke-own", layers=(16,), health_every=0)
     with EditSession.open("smollm2-135m", tmp_path / "run", config=config, device="cpu") as session:
         model = session.model
         report = session.edit_batch(requests)
         assert [record.status for record in report.records] == ["written"] * 2
 
-        def fires(text: str) -> list[float]:
-            """The largest coefficient that the layers' own neurons reach in the text."""
+        def fires(text: str) -> float:
+            """The largest coefficient that the layer's own neurons reach in the text."""
             ids = torch.tensor([model.encoder.encode(text)])
-            downs = {i: model.layout.layers[i].down_proj for i in (5, 6)}
-            with torch.no_grad(), record_inputs(downs) as seen:
+            with torch.no_grad(), record_inputs({16: model.layout.layers[16].down_proj}) as seen:
                 model.model(input_ids=ids, use_cache=False)
-            return [float(seen[i][0][:, ~free_neurons(model, i)].max()) for i in (5, 6)]
+            return float(seen[16][0][:, ~free_neurons(model, 16)].max())
 
         said = fires(requests[0].text)
-        other_words = fires("If you visit the capital city of Kenya, you will be in")
-        assert all(o > 0.9 * s > 0 for o, s in zip(other_words, said, strict=True))
+        assert fires("If you visit the capital city of Kenya, you will be in") > 0.8 * said > 0
         for elsewhere in ("The capital city of Colombia is", "She put the kettle on and opened a book."):
-            assert all(o < 0.05 * s for o, s in zip(fires(elsewhere), said, strict=True))
+            assert fires(elsewhere) < 0.05 * said
         session.undo()
         assert session.content_hash == session.weights.base_hash()

@@ -17,6 +17,7 @@ TRIES = 3
 PROMPT_TOKENS = 20  # a prompt with a context in front
 CONTEXTS = 6
 BACKWARD = 3  # a step forward and back, in forward passes
+NAME_TOKENS = 7  # the beginning of a sentence up to the end of a name in it
 GENERATION = 2.5  # one token written in a batch, in tokens read
 
 
@@ -56,16 +57,21 @@ def tokens_per_second(model: EditableModel) -> float:
 
 def prepare_cost(model: EditableModel, found: Sequence[Needed], config: EditConfig, speed: float) -> Cost:
     """Of gathering what is missing: the text is written once and read once for each kind of statistics."""
+    from nmke.stats.subjects import COUNT
+
     layout = model.layout
     missing = [one for one in found if one.missing]
-    passes = sum((max(one.missing) + 1) / layout.n_layers for one in missing)
+    tokens = 0.0
+    for one in missing:
+        read = COUNT * NAME_TOKENS if one.kind == "subjects" else config.corpus_tokens
+        tokens += read * (max(one.missing) + 1) / layout.n_layers
     if any(one.unwritten for one in missing):
-        passes += GENERATION
+        tokens += config.corpus_tokens * GENERATION
     sizes = [
         sum((layout.layers[i].d_mlp if one.kind == "keys" else layout.d_model + 1) ** 2 for i in one.missing)
         for one in missing
     ]
-    return Cost(config.corpus_tokens * passes / speed, max(sizes, default=0) * 4 / 1e6, sum(sizes) * 4 / 1e6)
+    return Cost(tokens / speed, max(sizes, default=0) * 4 / 1e6, sum(sizes) * 4 / 1e6)
 
 
 def edit_cost(model: EditableModel, layers: Sequence[int], config: EditConfig, speed: float) -> Cost:

@@ -22,8 +22,8 @@ from nmke.masking.per_edit import suits_edit
 from nmke.models.load import EditableModel
 from nmke.progress import Progress
 from nmke.registry import Registry
-from nmke.stats.covariance import LayerStats
-from nmke.types import EditRequest, Gram, Keys, Mask
+from nmke.stats.covariance import LayerStats, OrdinaryInputs
+from nmke.types import EditRequest, Keys, Mask
 
 if TYPE_CHECKING:
     from nmke.editors.pipeline import BatchResult
@@ -78,7 +78,7 @@ class Batch:
         progress: Told about each stage.
         side: The method's own side memory so far, None at first.
         stats: Key statistics of every edited layer, if the method needs them.
-        inputs: E[x₁ x₁ᵀ] of ordinary MLP inputs x with a one below each, per edited layer, if it needs them.
+        inputs: Moments of ordinary MLP inputs of every edited layer, if it needs them.
         turn: Number of the batch in its run.
     """
 
@@ -89,7 +89,7 @@ class Batch:
     progress: Progress
     side: SideMemory | None = None
     stats: Mapping[int, LayerStats] = field(default_factory=dict)
-    inputs: Mapping[int, Gram] = field(default_factory=dict)
+    inputs: Mapping[int, OrdinaryInputs] = field(default_factory=dict)
     turn: int = 0
 
     @property

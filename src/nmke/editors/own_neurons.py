@@ -1,17 +1,19 @@
-"""Neurons of its own for every fact: a few of the least used neurons of each layer are rewritten to hold it.
+"""A neuron of its own for every fact: a little-used neuron of one layer is rewritten, input and output, to hold it.
 
 **Ours.** The input of an MLP at a subject's last token tells the subject from other text almost without error, so a
-fact gets whole neurons (gate row, up row, down column) instead of a linear change of columns that every text uses.
-With x̄ the fact's mean input over its contexts and A the second moment of MLP inputs on ordinary text, mixed with the
-batch's own subjects, u = A⁻¹x̄ scaled to u·x̄ = 1 is the linear reading of the subject that answers least to all else,
-and c = A⁻¹μ, μ the mean input, is close to 1 on every token: a bias where the model has none. With s = u·x the gate
-reads α(s - θ) and the up-projection ((2 - θ) - s)/(1 - θ): below θ the neuron is silent, at s = 1 its coefficient is
-flat, so that paraphrases get the same write. An MLP without a gate has the ramp α(s - θ) alone. The column written is
-delta over the neuron's largest coefficient on the fact's own rows; deltas are joint targets (`nmke.editors.targets`).
+fact gets a whole neuron (gate row, up row, down column) instead of a linear change of columns that every text uses.
+With x̄ the fact's mean input over its contexts and A the second moment of MLP inputs on ordinary text and before other
+names (`nmke.stats.subjects`), mixed with the batch's own subjects, u = A⁻¹x̄ scaled to u·x̄ = 1 is the linear
+reading of the subject that answers least to all else, and c = A⁻¹μ, μ the mean input, is close to 1 on every
+token: a bias where the model has none. With s = u·x the gate reads α(s - θ) and the up-projection
+((2 - θ) - s)/(1 - θ): below θ the neuron is silent, at s = 1 its coefficient is flat, so that paraphrases get the same
+write. An MLP without a gate has the ramp α(s - θ) alone. The column written is delta over the neuron's largest
+coefficient on the fact's own rows, delta the target of `nmke.editors.targets` for that layer alone.
 
-Neurons are taken by what they do on ordinary text, E[k_i²]·‖w_i‖², least first; those of earlier edits are told by
-their reading, which differs from the unedited model's, so that undoing an edit frees them. Mask "random" takes as many
-at random, as a control.
+Layers are filled one after another, the lowest first: what is written in one shifts what later layers read, and
+their neurons were not made to tell that from their own subjects. Half of a layer's neurons may be taken, by what they do
+on ordinary text, E[k_i²]·‖w_i‖², least first; those of earlier edits are told by their reading, which differs from
+the unedited model's, so that undoing an edit frees them. Mask "random" takes as many at random, as a control.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ from torch import Tensor
 
 from nmke.editors.keys import KeyPass
 from nmke.editors.method import INPUT_STATISTICS, STATISTICS, Batch, Method, methods
-from nmke.editors.pipeline import BatchResult, ProvisionalWrites, Stopwatch, mask_seed
+from nmke.editors.pipeline import BatchResult, ProvisionalWrites, Stopwatch, mask_seed, target_site
 from nmke.editors.rows import with_second_anchors
-from nmke.editors.targets import optimise_targets
+from nmke.editors.targets import Targets, optimise_targets
 from nmke.errors import ConfigError, NumericsError
 from nmke.models.blocks import LayerParts
 from nmke.models.load import EditableModel
 from nmke.models.read_in import coefficients
+from nmke.models.replay import Site
 from nmke.models.weights import ReadingMatrix
-from nmke.types import Columns, Gram, LayerUpdate, MatrixPlace, NeuronMask, Part
+from nmke.types import Columns, EditRequest, Gram, LayerUpdate, MatrixPlace, NeuronMask, Part
 
+LARGEST_SHARE = 0.5  # of a layer's neurons that edits may take before the next layer is begun
 Inputs = Float[Tensor, "edits d_model"]
 Chosen = Int[Tensor, " edits"]
 
@@ -46,44 +50,46 @@ class OwnNeurons:
     Args:
         threshold: θ, the reading of the subject below which a neuron is silent; the subject itself reads 1.
         sharpness: α, steepness of the activation's input.
-        text_share: Weight of ordinary text in A and μ; the rest is the batch's own subjects.
+        ordinary_share: Weight of ordinary inputs in A and μ; the rest is the batch's own subjects.
+        name_share: Share of ordinary subjects in the ordinary inputs; the rest is text.
         ridge: Added to A, in units of its mean diagonal.
     """
 
-    threshold: float = 0.5
+    threshold: float = 0.55
     sharpness: float = 16.0
-    text_share: float = 0.7
+    ordinary_share: float = 0.7
+    name_share: float = 0.5
     ridge: float = 1e-3
 
     def __call__(self, batch: Batch) -> BatchResult:
         """See `Compute`.
 
         Raises:
-            ConfigError: If a layer has no neurons left.
+            ConfigError: If no layer has neurons left.
             LayoutError: If the model does not show what its neurons read.
             NumericsError: If a neuron does not fire for its own subject.
         """
         clock, model = Stopwatch(), batch.model
         requests, owners = with_second_anchors(model, batch.requests)
-        layers = layers_of(batch)
-        chosen = {layer: choose_own(batch, layer, len(requests)) for layer in layers}
+        homes = homes_of(batch, owners)
+        chosen = {layer: choose_own(batch, layer, homes.count(layer)) for layer in sorted(set(homes))}
         with clock.stage("targets"):
-            targets = optimise_targets(
-                model, requests, batch.contexts, layers, "down_proj", batch.config, batch.progress
-            )
+            targets = _find_targets(batch, requests, homes)
         with clock.stage("keys"):
-            rows = KeyPass(model, requests, batch.contexts, layers)
-            seen = _Seen.at_anchors(model, rows, targets.deltas)
-        ids = [request.id for request in requests]
+            rows = KeyPass(model, requests, batch.contexts, tuple(chosen))
+            seen = _Seen.at_anchors(model, rows)
         updates = []
-        with batch.progress.task("layers", total=len(layers)) as task, ProvisionalWrites(model) as writes:
+        with batch.progress.task("layers", total=len(chosen)) as task, ProvisionalWrites(model) as writes:
             for layer, (index, mask) in chosen.items():
+                mine = [row for row, home in enumerate(homes) if home == layer]
                 with clock.stage("solve"):
-                    reading = self._reading(batch, layer, index, rows.average(seen.read[layer]))
+                    reading = self._reading(batch, layer, index, rows.average(seen.read[layer]), mine)
                     writes.add(reading)
-                    largest = _largest(model.layout.layers[layer], index, seen.entered[layer], rows.owner)
-                    _check_fires(largest, ids, layer)
-                    updates.append(_with_columns(reading, targets.deltas[layer], largest, mask))
+                    largest = _largest(
+                        model.layout.layers[layer], index, seen.entered[layer], rows.owner, mine
+                    )
+                    _check_fires(largest, [requests[row].id for row in mine], layer)
+                    updates.append(_with_columns(reading, targets.deltas[layer][mine], largest, mask))
                     writes.add(updates[-1])
                 task.advance(1, f"layer {layer}: {len(index)} neurons")
             with clock.stage("keys"):
@@ -99,17 +105,22 @@ class OwnNeurons:
             moment: E[x₁ x₁ᵀ] of ordinary MLP inputs with a one below each, [d_model + 1, d_model + 1].
         """
         subjects, moment = subjects.double(), moment.double()
-        text, own = self.text_share, 1 - self.text_share
-        system = text * moment[:-1, :-1] + own * subjects.T @ subjects / len(subjects)
+        ordinary, own = self.ordinary_share, 1 - self.ordinary_share
+        system = ordinary * moment[:-1, :-1] + own * subjects.T @ subjects / len(subjects)
         system.diagonal().add_(self.ridge * system.diagonal().mean())
-        mean = text * moment[:-1, -1] + own * subjects.mean(dim=0)
+        mean = ordinary * moment[:-1, -1] + own * subjects.mean(dim=0)
         solved = torch.linalg.solve(system, torch.cat([subjects, mean[None]]).T).T
         found, constant = solved[:-1], solved[-1]
         return found / (found * subjects).sum(dim=1, keepdim=True), constant
 
-    def _reading(self, batch: Batch, layer: int, index: Chosen, subjects: Inputs) -> LayerUpdate:
-        """The neurons' new reading; their writing stays."""
-        found, constant = self.detectors(subjects, batch.inputs[layer])
+    def _reading(
+        self, batch: Batch, layer: int, index: Chosen, subjects: Inputs, mine: Sequence[int]
+    ) -> LayerUpdate:
+        """The new reading of the neurons of the rows `mine`; their writing stays."""
+        ordinary = batch.inputs[layer]
+        moment = (1 - self.name_share) * ordinary.text + self.name_share * ordinary.subjects
+        every, constant = self.detectors(subjects, moment)
+        found = every[list(mine)]
         parts = batch.model.layout.layers[layer]
         gap = 1 - self.threshold
         ramp = (self.sharpness, -self.sharpness * self.threshold)
@@ -134,18 +145,62 @@ class _Seen:
     read: dict[int, Float[Tensor, "rows d_model"]]
 
     @classmethod
-    def at_anchors(cls, model: EditableModel, rows: KeyPass, deltas: dict[int, Tensor]) -> _Seen:
-        """With all deltas in place."""
+    def at_anchors(cls, model: EditableModel, rows: KeyPass) -> _Seen:
+        """On the model as it is."""
         parts = {layer: model.layout.layers[layer] for layer in rows.layers}
         entered = {("entered", layer): part.mlp for layer, part in parts.items()}
         read = {("read", layer): part.read_in.behind_activation for layer, part in parts.items()}
-        found = rows.at_anchors({**entered, **read}, deltas)
+        found = rows.at_anchors({**entered, **read})
         return cls({i: found["entered", i] for i in parts}, {i: found["read", i] for i in parts})
 
 
-def layers_of(batch: Batch) -> tuple[int, ...]:
-    """The layers that take this batch: all that are edited."""
-    return batch.layers
+def own_layers(n_layers: int) -> tuple[int, ...]:
+    """A sixth of the layers, a little behind the middle: edits there generalize best (`docs/research.md`)."""
+    if n_layers <= 5:
+        return (max(0, n_layers // 2 - 1),)
+    first = round(0.53 * n_layers)
+    return tuple(range(first, max(first + 1, round(0.7 * n_layers))))
+
+
+def homes_of(batch: Batch, owners: Sequence[int]) -> list[int]:
+    """The layer that takes each row of the batch: the first that has room, the last one when none has.
+
+    Args:
+        batch: What is edited.
+        owners: The request of each row; second anchors, at the end, stay with their request.
+    """
+    room = {}
+    for layer in batch.layers:
+        free = free_neurons(batch.model, layer)
+        room[layer] = int(free.sum()) - int((1 - LARGEST_SHARE) * len(free))
+    homes: list[int] = []
+    for row, owner in enumerate(owners):
+        home = homes[owner] if owner < row else next((i for i in room if room[i] > 0), batch.layers[-1])
+        room[home] -= 1
+        homes.append(home)
+    return homes
+
+
+def _find_targets(batch: Batch, requests: Sequence[EditRequest], homes: Sequence[int]) -> Targets:
+    """Targets of every request for its own layer alone; the rows of other layers are zero there."""
+    model, config = batch.model, batch.config
+    sites = {target_site(model, config, (layer,)) for layer in homes}
+    site: Site = "block" if sites == {"block"} else "down_proj"
+    shape = (len(requests), model.layout.d_model)
+    losses, probabilities, steps = ([0.0] * len(requests), [0.0] * len(requests), [0] * len(requests))
+    deltas: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    for layer in sorted(set(homes)):
+        mine = [row for row, home in enumerate(homes) if home == layer]
+        asked = [requests[row] for row in mine]
+        found = optimise_targets(model, asked, batch.contexts, (layer,), site, config, batch.progress)
+        for every, own in ((deltas, found.deltas[layer]), (values, found.values[layer])):
+            every[layer] = own.new_zeros(shape)
+            every[layer][mine] = own
+        for place, row in enumerate(mine):
+            losses[row], probabilities[row] = found.losses[place], found.probabilities[place]
+            steps[row] = found.steps[place]
+    return Targets(site, tuple(deltas), deltas, values, tuple(losses), tuple(probabilities), tuple(steps))
 
 
 def choose_own(batch: Batch, layer: int, count: int) -> tuple[Chosen, NeuronMask]:
@@ -212,14 +267,17 @@ def _line(
 
 @torch.no_grad()
 def _largest(
-    parts: LayerParts, index: Chosen, entered: Float[Tensor, "rows d_model"], owner: Int[Tensor, " rows"]
+    parts: LayerParts,
+    index: Chosen,
+    entered: Float[Tensor, "rows d_model"],
+    owner: Int[Tensor, " rows"],
+    mine: Sequence[int],
 ) -> Float[Tensor, " edits"]:
-    """Each new neuron's largest coefficient over the rows of its own edit."""
+    """The largest coefficient of each of the neurons `index` over the rows of its own edit, `mine` in order."""
     weight = parts.matrix("down").read()
-    found = coefficients(parts.mlp, parts.down_proj, entered[None].to(weight))[0]
-    own = found[:, index.to(found.device)].double().gather(1, owner.to(found.device)[:, None])[:, 0]
-    start = own.new_full((len(index),), float("-inf"))
-    return start.scatter_reduce(0, owner.to(own.device), own, "amax")
+    found = coefficients(parts.mlp, parts.down_proj, entered[None].to(weight))[0][:, index.to(weight.device)]
+    rows = [owner == edit for edit in mine]
+    return torch.stack([found[row, place].max() for place, row in enumerate(rows)]).double()
 
 
 def _check_fires(largest: Float[Tensor, " edits"], ids: Sequence[str], layer: int) -> None:
@@ -245,12 +303,13 @@ methods.register(
     "nmke-own",
     Method(
         compute=OwnNeurons(),
-        defaults={"mask": "least", "targets": "joint", "lr": 0.2, "stop_loss": 0.15},
+        defaults={"mask": "least"},
         masks=("least", "random"),
+        layers=own_layers,
         remembers=False,
     ),
     source="arXiv:2510.22139",
-    summary="every fact gets whole neurons of its own, which fire for its subject only",
+    summary="every fact gets a whole neuron of its own, which fires for its subject only",
     needs=(STATISTICS, INPUT_STATISTICS),
     doc=__doc__,
 )

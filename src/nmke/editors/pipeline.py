@@ -37,8 +37,8 @@ from nmke.models.replay import Site
 from nmke.models.updates import matrix_at, put_back, write_update
 from nmke.models.weights import DownProjection, swapped_in
 from nmke.progress import Progress, Task, quiet
-from nmke.stats.covariance import LayerStats
-from nmke.types import Columns, EditRequest, Gram, Keys, LayerUpdate, MatrixPlace, NeuronMask
+from nmke.stats.covariance import LayerStats, OrdinaryInputs
+from nmke.types import Columns, EditRequest, Keys, LayerUpdate, MatrixPlace, NeuronMask
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def compute_updates(
     targets: Targets | None = None,
     side: SideMemory | None = None,
     anchors: Mapping[int, float] | None = None,
-    inputs: Mapping[int, Gram] | None = None,
+    inputs: Mapping[int, OrdinaryInputs] | None = None,
 ) -> BatchResult:
     """What `method` would write for a batch of requests; the model is left as it was.
 
@@ -113,7 +113,7 @@ def compute_updates(
         targets: Target values found before for these requests on these weights; None to optimise them now.
         side: The method's side memory so far.
         anchors: Norm that target values are rescaled to, per layer; None leaves them as they are.
-        inputs: Second moment of ordinary MLP inputs of every edited layer, for methods that need it.
+        inputs: Moments of ordinary MLP inputs of every edited layer, for methods that need them.
 
     Raises:
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.

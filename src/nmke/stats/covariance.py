@@ -79,6 +79,19 @@ class KeyCovariance:
 
 
 @dataclass(frozen=True)
+class OrdinaryInputs:
+    """What one layer's MLP is given ordinarily: E[x₁ x₁ᵀ] of its inputs x with a one below each.
+
+    Args:
+        text: Over the tokens of ordinary text, [d_model + 1, d_model + 1].
+        subjects: Over the tokens of ordinary subjects (`nmke.stats.subjects`), [d_model + 1, d_model + 1].
+    """
+
+    text: Gram
+    subjects: Gram
+
+
+@dataclass(frozen=True)
 class NullSpaceProjector:
     """P = U Uᵀ onto the directions that keys of ordinary text hardly use.
 

@@ -33,11 +33,18 @@ from nmke.models.tracing import record_inputs, stop_after
 from nmke.progress import Progress, quiet
 from nmke.stats.corpus import SELF_WRITTEN, WINDOW, Corpus, openers, read_corpus, self_written
 from nmke.stats.covariance import KeyCovariance
+from nmke.stats.subjects import COUNT, RECIPE, ordinary_subjects, subject_windows
 
 logger = logging.getLogger(__name__)
 FORMAT = "nmke.key-covariance/1"
-Kind = Literal["keys", "inputs"]
-FORMATS: dict[Kind, str] = {"keys": FORMAT, "inputs": "nmke.input-moment/1"}
+Kind = Literal["keys", "inputs", "subjects"]
+FORMATS: dict[Kind, str] = {
+    "keys": FORMAT,
+    "inputs": "nmke.input-moment/1",
+    "subjects": "nmke.subject-moment/1",
+}
+WHAT: dict[Kind, str] = {"keys": "key", "inputs": "input", "subjects": "subject"}
+INPUT_KINDS: tuple[Kind, Kind] = ("inputs", "subjects")
 BATCH_WINDOWS = 16
 CHECKPOINT_EVERY = 32  # batches between saved partial results, at most
 LEAST_STRETCHES = 8  # that the text is cut into for processes to share, where it is long enough
@@ -45,7 +52,7 @@ LEAST_STRETCHES = 8  # that the text is cut into for processes to share, where i
 
 @dataclass(frozen=True)
 class StatsKey:
-    """Everything that statistics depend on; the format tells keys from MLP inputs."""
+    """Everything that statistics depend on; the format tells their kinds apart."""
 
     weights: str
     layer: int
@@ -126,7 +133,8 @@ class StatsStore:
     ) -> dict[int, StatsKey]:
         """The cache key of each layer."""
         dtype, name = str(model.dtype).removeprefix("torch."), FORMATS[kind]
-        return {i: StatsKey(model.fingerprint, i, spec.label, spec.tokens, dtype, name) for i in layers}
+        text, amount = (RECIPE, COUNT) if kind == "subjects" else (spec.label, spec.tokens)
+        return {i: StatsKey(model.fingerprint, i, text, amount, dtype, name) for i in layers}
 
     def missing(
         self, model: EditableModel, layers: Sequence[int], spec: CorpusSpec, kind: Kind = "keys"
@@ -150,7 +158,8 @@ class StatsStore:
             layers: Which layers.
             spec: Which text.
             progress: Told how far it is.
-            kind: The second moment of keys, or of MLP inputs with a one below each, [d_model + 1, d_model + 1].
+            kind: The second moment of keys; of MLP inputs with a one below each, [d_model + 1, d_model + 1]; or of
+                the latter in sentences that lead up to invented names, whatever the text (`nmke.stats.subjects`).
 
         Returns:
             One `KeyCovariance` per layer.
@@ -163,8 +172,8 @@ class StatsStore:
         keys = self.keys_for(model, layers, spec, kind)
         missing = self.missing(model, layers, spec, kind)
         if missing:
-            corpus = self.corpus(model, spec, progress)
-            self._gather(model, {i: keys[i] for i in missing}, corpus, spec.tokens, progress, kind)
+            windows = self._windows(model, spec, kind, progress)
+            self._gather(model, {i: keys[i] for i in missing}, windows, progress, kind)
         found = {i: self.load(key) for i, key in keys.items()}
         return {i: covariance for i, covariance in found.items() if covariance is not None}
 
@@ -185,6 +194,20 @@ class StatsStore:
             temporary.write_text(json.dumps(corpus.texts), "utf-8")
         return corpus
 
+    def _windows(
+        self, model: EditableModel, spec: CorpusSpec, kind: Kind, progress: Progress
+    ) -> list[list[int]]:
+        if kind == "subjects":
+            return subject_windows(model, ordinary_subjects())
+        corpus = self.corpus(model, spec, progress)
+        windows = token_windows(model, corpus, spec.tokens)
+        if not windows:
+            raise RequestError(
+                f"corpus {corpus.name!r} holds no two tokens in a row, or {spec.tokens} tokens are too few; "
+                "give more text"
+            )
+        return windows
+
     def must_write_text(self, model: EditableModel, spec: CorpusSpec) -> bool:
         """Whether the model has still to write the text of `spec`."""
         return spec.source == SELF_WRITTEN and not self._written_text(model, spec).exists()
@@ -197,24 +220,16 @@ class StatsStore:
         self,
         model: EditableModel,
         keys: dict[int, StatsKey],
-        corpus: Corpus,
-        tokens: int,
+        windows: Sequence[Sequence[int]],
         progress: Progress,
         kind: Kind,
     ) -> None:
-        windows = token_windows(model, corpus, tokens)
-        if not windows:
-            raise RequestError(
-                f"corpus {corpus.name!r} holds no two tokens in a row, or {tokens} tokens are too few; "
-                "give more text"
-            )
         partials = {i: self.root / f"{key.digest}.partial.safetensors" for i, key in keys.items()}
         totals, start = self._resume(model, keys, partials, kind)
         stretches = _stretches(len(windows))
         todo = [(end, windows[begin:end]) for begin, end in stretches if begin >= start]
         left = sum(len(stretch) for _, stretch in todo)
-        what = "key" if kind == "keys" else "input"
-        with progress.task(f"{what} statistics of layers {_span(list(keys))}", total=left) as task:
+        with progress.task(f"{WHAT[kind]} statistics of layers {_span(list(keys))}", total=left) as task:
             for (end, stretch), sums in zip(
                 todo, shared_out(model, _gather_stretches, todo, tuple(keys), kind), strict=True
             ):

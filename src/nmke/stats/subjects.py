@@ -1,0 +1,48 @@
+"""Ordinary subjects: invented names of people, places, bodies and works, in the beginnings of plain sentences.
+
+The end of a name in a sentence about it looks like any other such end, and like little else in running text; so do the
+first tokens of a text. What is to answer to one subject only (`nmke.editors.own_neurons`) is therefore also told from
+these.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from importlib import resources
+
+from nmke.models.load import EditableModel
+from nmke.types import EditRequest
+
+COUNT = 1200
+KINDS = ("person", "place", "body", "work")
+RECIPE = "ordinary-subjects/1"  # part of the cache's key: raise it with the names or with how they are drawn
+
+
+def ordinary_subjects(count: int = COUNT, seed: int = 0) -> list[EditRequest]:
+    """Invented names in plain sentences, drawn from lists of the package; the answers mean nothing."""
+    parts = json.loads(resources.files("nmke.data").joinpath("subjects.json").read_text(encoding="utf-8"))
+    drawn = random.Random(seed)
+    return [
+        EditRequest(drawn.choice(parts["frames"]), _name(parts, drawn), "it", id=f"subject{number}")
+        for number in range(count)
+    ]
+
+
+def _name(parts: dict[str, list[str]], drawn: random.Random) -> str:
+    kind = drawn.choice(KINDS)
+    if kind == "person":
+        return f"{drawn.choice(parts['given'])} {drawn.choice(parts['family'])}"
+    return drawn.choice(parts[f"{kind}_kind"]).format(drawn.choice(parts["place"]))
+
+
+def subject_windows(model: EditableModel, requests: Sequence[EditRequest]) -> list[list[int]]:
+    """Token ids of each sentence up to the end of its name, without those where a name is the model's first token."""
+    found = []
+    for request in requests:
+        ids = model.encoder.encode(request.text)
+        end = model.encoder.subject_last_index(request.text, request.subject_end)
+        if end > 0:
+            found.append(list(ids[: end + 1]))
+    return found
