@@ -11,7 +11,7 @@ write. An MLP without a gate has the ramp α(s - θ) alone. The column written i
 coefficient on the fact's own rows, delta the target of `nmke.editors.targets` for that layer alone.
 
 Layers are filled one after another, the lowest first: what is written in one shifts what later layers read, and
-their neurons were not made to tell that from their own subjects. Half of a layer's neurons may be taken, by what they do
+their neurons were not made to tell that from their subjects. Half of a layer's neurons may be taken, by what they do
 on ordinary text, E[k_i²]·‖w_i‖², least first; those of earlier edits are told by their reading, which differs from
 the unedited model's, so that undoing an edit frees them. Mask "random" takes as many at random, as a control.
 """
