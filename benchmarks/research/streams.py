@@ -1,0 +1,160 @@
+"""Long streams: which method still holds its first facts after a thousand edits, and what does the model pay?
+
+One cell is one method on one stream of facts: edited batch after batch, and scored at the checkpoints on 100 facts spread
+evenly over all that were edited so far (teacher-forced, two paraphrases and three neighbours each), with the perplexity
+of WikiText-2 test. Cells of the same facts are compared fact by fact: paired 95 % intervals of reliability,
+generalization, locality and their mean, against `nmke-own`. Paraphrases of CounterFact are the derived ones.
+Runs and scores are kept under build/research/streams, so that an interrupted stream goes on where it stopped; the record
+holds every cell that reached a checkpoint.
+
+    python benchmarks/research/streams.py "nmke-own" "nmke, no mask" [--data zsre] [--edits 1000] [--batch 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from common import COUNTERFACT, KEPT, facts
+
+from nmke.config import EditConfig
+from nmke.evaluation.base_outputs import collect_base
+from nmke.evaluation.held_out import read_articles, wikitext_path
+from nmke.evaluation.metrics import mean_interval, paired_difference
+from nmke.evaluation.perplexity import perplexity
+from nmke.evaluation.protocols import score
+from nmke.session import EditSession
+from nmke.types import EditRequest
+from record import commit, write_record
+
+DATA = {
+    "counterfact": (COUNTERFACT, 11_000),
+    "zsre": ("zsre.jsonl", 1_000),
+}  # first record of those for tuning
+METHODS: dict[str, dict[str, Any]] = {
+    "nmke-own": {"method": "nmke-own"},
+    "nmke-own, random neurons": {"method": "nmke-own", "mask": "random"},
+    "nmke": {"method": "nmke"},
+    "nmke, no mask": {"method": "nmke", "mask": "none"},
+    "nmke, random masks": {"method": "nmke", "mask": "random"},
+    "alphaedit": {"method": "alphaedit"},
+    "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
+}
+CHECKPOINTS = (100, 200, 400, 700, 1_000, 2_000)
+SCORED, NEIGHBOURS, HELD_OUT_TOKENS = 100, 3, 4_096
+METRICS = ("reliability", "generalization", "locality")
+REFERENCE = "nmke-own"
+FOLDER = KEPT / "streams"
+Json = dict[str, Any]
+
+
+def stream(name: str, asked: argparse.Namespace) -> None:
+    """Edit what is left of one cell, and score it at every checkpoint."""
+    file, first = DATA[asked.data]
+    requests = [replace(r, neighborhood=r.neighborhood[:NEIGHBOURS]) for r in facts(first, asked.edits, file)]
+    requests = requests[: asked.edits]
+    label = (
+        f"{asked.model}_{asked.data}_{asked.batch}_{asked.seed}_{name.replace(', ', '_').replace(' ', '-')}"
+    )
+    config = EditConfig.create(
+        **METHODS[name], batch_size=asked.batch, seed=asked.seed, on_collapse="continue", health_every=0
+    )
+    path = FOLDER / f"{label}.json"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    cell: Json = json.loads(path.read_text("utf-8")) if path.is_file() else {"points": {}}
+    with EditSession.open(asked.model, FOLDER / label, config=config) as session:
+        cell |= {
+            "setup": {key: getattr(asked, key) for key in ("model", "data", "batch", "seed")},
+            "name": name, "commit": commit(), "settings": session.config.model_dump(mode="json"),
+        }  # fmt: skip
+        if "0" not in cell["points"]:
+            with session.base():
+                cell["points"]["0"] = {"perplexity": held_out(session)}
+        for _ in session.edit_many(requests, resume=True):
+            done = len(session.active_requests())
+            if done in CHECKPOINTS or done == len(requests):
+                cell["points"][str(done)] = point(session, requests[:done])
+                path.write_text(json.dumps(cell), encoding="utf-8")
+                show(name, done, cell["points"][str(done)])
+
+
+def point(session: EditSession, edited: Sequence[EditRequest]) -> Json:
+    """Scores of the model as it is."""
+    some = edited[:: max(1, len(edited) // SCORED)][:SCORED]
+    with session.base():
+        base = collect_base(session.model, some)
+    rows = {row["id"]: row["teacher_forced"] for row in score(session.model, some, base).rows_to_json()}
+    return {"perplexity": held_out(session), "rows": rows}
+
+
+def held_out(session: EditSession) -> float:
+    """Perplexity of WikiText-2 test."""
+    path = wikitext_path()
+    assert path is not None, "WikiText-2 test not found; point NMKE_DATA at a folder that holds it"
+    return perplexity(session.model, read_articles(path), max_tokens=HELD_OUT_TOKENS)
+
+
+def values(found: Json, metric: str) -> list[float]:
+    """One value per fact; "mean" is that of the three metrics."""
+    names = METRICS if metric == "mean" else (metric,)
+    return [sum(row[n] for n in names) / len(names) for row in found["rows"].values()]
+
+
+def show(name: str, edits: int, found: Json) -> None:
+    """One line on a checkpoint."""
+    means = " / ".join(f"{mean_interval(values(found, m)).mean:.3f}" for m in (*METRICS, "mean"))
+    print(f"{name}: {edits} edits  {means}  perplexity {found['perplexity']:.2f}", flush=True)
+
+
+def summary(cells: Sequence[Json]) -> Json:
+    """Every cell's points as estimates, with paired differences to the reference on the same facts."""
+    by_key = {(json.dumps(c["setup"], sort_keys=True), c["name"]): c for c in cells}
+    found: Json = {}
+    for (setup, name), cell in sorted(by_key.items()):
+        points: Json = {}
+        for edits, one in cell["points"].items():
+            points[edits] = {"perplexity": one["perplexity"]}
+            for metric in (*METRICS, "mean") if "rows" in one else ():
+                points[edits][metric] = asdict(mean_interval(values(one, metric)))
+            other = by_key.get((setup, REFERENCE), {}).get("points", {}).get(edits, {})
+            if name != REFERENCE and "rows" in one and list(other.get("rows", ())) == list(one["rows"]):
+                points[edits]["reference_minus_this"] = {
+                    metric: asdict(paired_difference(values(other, metric), values(one, metric)))
+                    for metric in (*METRICS, "mean")
+                }
+        about = {key: cell[key] for key in ("setup", "commit", "settings")}
+        found.setdefault(name, []).append({**about, "points": points})
+    return found
+
+
+def main() -> None:
+    """Run the cells that were asked for, and write the record of all that are there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", choices=[*METHODS, []], metavar="NAME", help=f"{', '.join(METHODS)}"
+    )
+    parser.add_argument("--data", choices=DATA, default="counterfact")
+    parser.add_argument("--edits", type=int, default=1_000)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="smollm2-135m")
+    asked = parser.parse_args()
+    if unknown := set(asked.names) - set(METHODS):
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {'; '.join(METHODS)}")
+    for name in asked.names:
+        stream(name, asked)
+    cells = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    setup = {
+        "protocol": "teacher_forced/1, after the newest edit", "scored": SCORED, "neighbours": NEIGHBOURS,
+        "first_record": {name: first for name, (_, first) in DATA.items()}, "held_out_tokens": HELD_OUT_TOKENS,
+    }  # fmt: skip
+    print(write_record("research_streams", {"setup": setup, "cells": summary(cells)}))
+
+
+if __name__ == "__main__":
+    main()
