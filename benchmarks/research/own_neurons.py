@@ -170,7 +170,7 @@ def write_own(
         mean = torch.stack(
             [0.5 * x[owner == e][0] + 0.5 * x[owner == e].mean(dim=0) for e in range(len(targets.owners))]
         )
-        every, c = OwnNeurons().detectors(mean, text[layer])
+        every, c = OwnNeurons().detectors(mean, torch.eye(len(mean)), text[layer])
         u = every[mine]
         gate, up = SHARPNESS * (u - THRESHOLD * c), ((2 - THRESHOLD) * c - u) / (1 - THRESHOLD)
         coefficients = nn.functional.silu(x @ gate.T) * (x @ up.T)

@@ -34,6 +34,7 @@ class KeyPass:
 
     Attributes:
         owner: The edit of each row.
+        weights: Of each edit's rows in `average`, [edits, rows].
         gaps: By layer, how far the reference row's key lies from the mean key of the latest `collect`.
     """
 
@@ -48,7 +49,7 @@ class KeyPass:
         found = [prompt_rows(model, request, contexts) for request in requests]
         ids = [row.ids[: row.anchor + 1] for rows in found for row in rows]
         weights = _average_weights([[row.bare for row in rows] for rows in found])
-        self._weights = weights.to(model.device)
+        self.weights = weights.to(model.device)
         starts = torch.tensor([0, *(len(rows) for rows in found)]).cumsum(0)[:-1]
         self._reference = starts.to(model.device)  # the bare row, or the first context where that is left out
         self.owner = torch.repeat_interleave(
@@ -118,7 +119,7 @@ class KeyPass:
 
     def average(self, seen: Float[Tensor, "rows width"]) -> Float[Tensor, "edits width"]:
         """The mean over each edit's rows: of the bare row and of the mean of the others."""
-        return self._weights @ seen
+        return self.weights @ seen
 
     def _adder(self, delta: Tensor):  # type: ignore[no-untyped-def]  # a closure over the rows
         def change(out: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 **Ours.** The input of an MLP at a subject's last token tells the subject from other text almost without error, so a
 fact gets a whole neuron (gate row, up row, down column) instead of a linear change of columns that every text uses.
 With x̄ the fact's mean input over its contexts and A the second moment of MLP inputs on ordinary text and before other
-names (`nmke.stats.subjects`), mixed with the batch's own subjects, u = A⁻¹x̄ scaled to u·x̄ = 1 is the linear
-reading of the subject that answers least to all else, and c = A⁻¹μ, μ the mean input, is close to 1 on every
-token: a bias where the model has none. With s = u·x the gate reads α(s - θ) and the up-projection
-((2 - θ) - s)/(1 - θ): below θ the neuron is silent, at s = 1 its coefficient is flat, so that paraphrases get the same
-write. An MLP without a gate has the ramp α(s - θ) alone. The column written is delta over the neuron's largest
-coefficient on the fact's own rows, delta the target of `nmke.editors.targets` for that layer alone.
+names (`nmke.stats.subjects`), mixed with the batch's own subjects, u = A⁻¹x̄ scaled to u·x̄ = 1 would be the linear
+reading of the subject that answers least to all else; the one taken is held to about 1 in each context, too. And
+c = A⁻¹μ, μ the mean input, is close to 1 on every token: a bias where the model has none. With s = u·x the gate
+reads α(s - θ) and the up-projection ((2 - θ) - s)/(1 - θ): below θ the neuron is silent, at s = 1 its coefficient is
+flat, so that paraphrases get the same write. An MLP without a gate has the ramp α(s - θ) alone. The column written is
+delta over the neuron's largest coefficient on the fact's own rows, delta the target of `nmke.editors.targets` for that
+layer alone.
 
 Layers are filled one after another, the lowest first: what is written in one shifts what later layers read, and
 their neurons were not made to tell that from their subjects. Half of a layer's neurons may be taken, by what they do
@@ -53,13 +54,15 @@ class OwnNeurons:
         ordinary_share: Weight of ordinary inputs in A and μ; the rest is the batch's own subjects.
         name_share: Share of ordinary subjects in the ordinary inputs; the rest is text.
         ridge: Added to A, in units of its mean diagonal.
+        slack: How far the reading may differ between the contexts of a fact: 0 not at all.
     """
 
-    threshold: float = 0.55
-    sharpness: float = 16.0
+    threshold: float = 0.6
+    sharpness: float = 64.0
     ordinary_share: float = 0.7
     name_share: float = 0.5
     ridge: float = 1e-3
+    slack: float = 0.1
 
     def __call__(self, batch: Batch) -> BatchResult:
         """See `Compute`.
@@ -83,7 +86,7 @@ class OwnNeurons:
             for layer, (index, mask) in chosen.items():
                 mine = [row for row, home in enumerate(homes) if home == layer]
                 with clock.stage("solve"):
-                    reading = self._reading(batch, layer, index, rows.average(seen.read[layer]), mine)
+                    reading = self._reading(batch, layer, index, seen.read[layer], rows, mine)
                     writes.add(reading)
                     largest = _largest(
                         model.layout.layers[layer], index, seen.entered[layer], rows.owner, mine
@@ -97,29 +100,42 @@ class OwnNeurons:
         masks = {layer: mask for layer, (_, mask) in chosen.items()}
         return BatchResult(tuple(updates), memory, targets, masks, owners, {}, clock.seconds)
 
-    def detectors(self, subjects: Inputs, moment: Gram) -> tuple[Inputs, Float[Tensor, " d_model"]]:
-        """Directions u, one for each subject, and c; float64.
+    def detectors(
+        self, rows: Inputs, weights: Float[Tensor, "edits rows"], moment: Gram
+    ) -> tuple[Inputs, Float[Tensor, " d_model"]]:
+        """Directions u, one for each edit, and c; float64.
 
         Args:
-            subjects: x̄ of each edit.
+            rows: What the MLP is given at the subject in every context, [rows, d_model].
+            weights: Of each edit's rows in its mean, zero for those of other edits; every line adds up to 1.
             moment: E[x₁ x₁ᵀ] of ordinary MLP inputs with a one below each, [d_model + 1, d_model + 1].
         """
-        subjects, moment = subjects.double(), moment.double()
+        rows, weights, moment = rows.double(), weights.double(), moment.double()
+        subjects = weights @ rows
         ordinary, own = self.ordinary_share, 1 - self.ordinary_share
         system = ordinary * moment[:-1, :-1] + own * subjects.T @ subjects / len(subjects)
         system.diagonal().add_(self.ridge * system.diagonal().mean())
         mean = ordinary * moment[:-1, -1] + own * subjects.mean(dim=0)
-        solved = torch.linalg.solve(system, torch.cat([subjects, mean[None]]).T).T
-        found, constant = solved[:-1], solved[-1]
-        return found / (found * subjects).sum(dim=1, keepdim=True), constant
+        solved = torch.linalg.solve(system, torch.cat([rows, mean[None]]).T).T
+        found = [self._even(rows[w > 0], solved[:-1][w > 0], w[w > 0]) for w in weights]
+        return torch.stack(found), solved[-1]
+
+    def _even(
+        self, rows: Inputs, solved: Inputs, weights: Float[Tensor, " rows"]
+    ) -> Float[Tensor, " d_model"]:
+        """The combination of A⁻¹x that reads about 1 in each row and exactly 1 in the mean."""
+        overlaps = rows @ solved.T
+        slack = self.slack * overlaps.diagonal().mean() / (weights * len(weights))
+        combined = torch.linalg.solve(overlaps + torch.diag(slack), torch.ones_like(weights)) @ solved
+        return combined / (weights * (rows @ combined)).sum()
 
     def _reading(
-        self, batch: Batch, layer: int, index: Chosen, subjects: Inputs, mine: Sequence[int]
+        self, batch: Batch, layer: int, index: Chosen, seen: Inputs, rows: KeyPass, mine: Sequence[int]
     ) -> LayerUpdate:
         """The new reading of the neurons of the rows `mine`; their writing stays."""
         ordinary = batch.inputs[layer]
         moment = (1 - self.name_share) * ordinary.text + self.name_share * ordinary.subjects
-        every, constant = self.detectors(subjects, moment)
+        every, constant = self.detectors(seen, rows.weights, moment)
         found = every[list(mine)]
         parts = batch.model.layout.layers[layer]
         gap = 1 - self.threshold
