@@ -29,13 +29,13 @@ def test_prepare_and_doctor_cover_all_that_the_method_needs(
     text = ("--corpus", corpus, "--corpus-tokens", 300, "--layers", "1-2")
     own = (*text, "--method", "nmke-own")
     before = nmke("doctor", source, *own, "--json").json
-    both = {"key statistics": {"missing": [1, 2]}, "input statistics": {"missing": [1, 2]}}
-    assert before["method"] == "nmke-own" and before["statistics"] == both
+    every = {f"{kind} statistics": {"missing": [1, 2]} for kind in ("key", "input", "subject")}
+    assert before["method"] == "nmke-own" and before["statistics"] == every
     assert nmke("prepare", source, *text, "--json").json["statistics"].keys() == {"key statistics"}
     shown = " ".join(nmke("doctor", source, *own).out.split())
     assert "key statistics are cached; input statistics of layers 1, 2 are not cached" in shown
     done = nmke("prepare", source, *own, "--json").json
-    assert done["gathered"] == [1, 2] and len(done["files"]) == 4
+    assert done["gathered"] == [1, 2] and len(done["files"]) == 6
     assert done["statistics"]["key statistics"]["gathered"] == []
     assert done["statistics"]["input statistics"]["gathered"] == [1, 2]
     assert nmke("doctor", source, *own, "--json").json["statistics_missing"] == []

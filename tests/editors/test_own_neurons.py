@@ -328,7 +328,7 @@ def test_on_the_default_model_neurons_fire_for_their_subject_in_other_words_too(
             return float(seen[16][0][:, ~free_neurons(model, 16)].max())
 
         said = fires(requests[0].text)
-        assert fires("If you visit the capital city of Kenya, you will be in") > 0.8 * said > 0
+        assert fires("If you visit the capital city of Kenya, you will be in") > 0.5 * said > 0
         for elsewhere in ("The capital city of Colombia is", "She put the kettle on and opened a book."):
             assert fires(elsewhere) < 0.05 * said
         session.undo()
