@@ -187,6 +187,36 @@ def _own() -> str:
     return _table(("where it is written", *SCORES, "perplexity"), rows)
 
 
+def _readings() -> str:
+    """The committed record of for whom neurons of their own fire."""
+    columns = {
+        "strong_at_paraphrases": "fires at paraphrases",
+        "paraphrases_hit": "another's fires there",
+        "neighbours_hit": "fires at neighbours",
+        "other_subjects_hit": "fires at other subjects",
+    }
+    rows = [
+        (name, f"{cell['own']['lowest']:.2f}", *(_share(cell[key]) for key in columns))
+        for name, cell in _cells("research_own_readings").items()
+    ]
+    return _table(("readings", "lowest share, own contexts", *columns.values()), rows)
+
+
+def _streams() -> str:
+    """The committed record of long streams."""
+    rows = []
+    for name, cells in _cells("research_streams").items():
+        for cell in cells:
+            setup = cell["setup"]
+            for edits, point in cell["points"].items():
+                if "reliability" in point:
+                    scores = (_interval(point[metric]) for metric in (*SCORES, "mean"))
+                    where = (setup["model"], setup["data"], f"{setup['batch']}", f"{int(edits):,}")
+                    rows.append((f"`{name}`", *where, *scores, f"{point['perplexity']:.2f}"))
+    header = ("method", "model", "data", "batch", "edits", *SCORES, "mean", "perplexity")
+    return _table(header, rows)
+
+
 def _corpus() -> str:
     """The committed record of two kinds of text for key statistics."""
     cells: Any = _cells("corpus")
@@ -284,6 +314,14 @@ def _measured(cell: dict[str, Any] | None) -> str:
     return f"{cell[name]:.3g} [{low:.3g}, {high:.3g}], n = {cell['n']}"
 
 
+def _interval(estimate: dict[str, float]) -> str:
+    return f"{estimate['mean']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def _share(estimate: dict[str, float]) -> str:
+    return f"{estimate['mean']:.1%} [{estimate['low']:.1%}, {estimate['high']:.1%}]"
+
+
 def _chance(chance: float | None) -> str:
     return "-" if chance is None else f"{chance:.2f}"
 
@@ -326,6 +364,8 @@ TABLES = {
     "corpus": _corpus,
     "masks": _masks,
     "own": _own,
+    "readings": _readings,
+    "streams": _streams,
     "quick": _quick,
     "leaderboard": _leaderboard,
     "compatibility": _compatibility,

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "alphaedit": {"method": "alphaedit"},
     "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
 }
-CHECKPOINTS = (100, 200, 400, 700, 1_000, 2_000)
+CHECKPOINTS = (100, 300, 500, 1_000, 2_000)
 SCORED, NEIGHBOURS, HELD_OUT_TOKENS = 100, 3, 4_096
 METRICS = ("reliability", "generalization", "locality")
 REFERENCE = "nmke-own"
@@ -74,7 +74,9 @@ def stream(name: str, asked: argparse.Namespace) -> None:
             with session.base():
                 cell["points"]["0"] = {"perplexity": held_out(session)}
         for _ in session.edit_many(requests, resume=True):
-            done = len(session.active_requests())
+            done = min(
+                asked.batch * len(session.ledger.active()), len(requests)
+            )  # known facts are passed over
             if done in CHECKPOINTS or done == len(requests):
                 cell["points"][str(done)] = point(session, requests[:done])
                 path.write_text(json.dumps(cell), encoding="utf-8")
