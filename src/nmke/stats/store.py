@@ -20,7 +20,6 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from nmke.config import EditConfig
 from nmke.errors import RequestError, StatsError
@@ -28,7 +27,7 @@ from nmke.models.cache import atomic_file, cache_dir
 from nmke.models.load import EditableModel
 from nmke.models.ranks import shared_out
 from nmke.models.replay import in_rows
-from nmke.models.tokens import TokenBatch, pad_batch
+from nmke.models.tokens import pad_batch
 from nmke.models.tracing import record_inputs, stop_after
 from nmke.progress import Progress, quiet
 from nmke.stats.corpus import SELF_WRITTEN, WINDOW, Corpus, openers, read_corpus, self_written
@@ -40,8 +39,8 @@ FORMAT = "nmke.key-covariance/1"
 Kind = Literal["keys", "inputs", "subjects"]
 FORMATS: dict[Kind, str] = {
     "keys": FORMAT,
-    "inputs": "nmke.input-moment/1",
-    "subjects": "nmke.subject-moment/1",
+    "inputs": "nmke.input-moment/2",
+    "subjects": "nmke.subject-moment/2",
 }
 WHAT: dict[Kind, str] = {"keys": "key", "inputs": "input", "subjects": "subject"}
 INPUT_KINDS: tuple[Kind, Kind] = ("inputs", "subjects")
@@ -311,7 +310,11 @@ def add_windows(
     windows: Sequence[Sequence[int]],
     kind: Kind = "keys",
 ) -> None:
-    """Add what is seen at every token of the windows, except padding and position 0, to each layer's total."""
+    """Add what is seen at every token of the windows, except padding, to each layer's total.
+
+    Position 0 is an attention sink: its keys are unlike all others and no part of the keys' moment. A neuron's reading
+    has to hold there too, so the moments of inputs have it.
+    """
     batch = pad_batch([list(w) for w in windows], model.encoder.pad_id, device=model.device)
     layers = model.layout.layers
     keys = kind == "keys"
@@ -319,14 +322,12 @@ def add_windows(
     last = layers[max(totals)].block
     with torch.no_grad(), record_inputs(modules) as seen, stop_after(last):
         model.model(**model.inputs(batch))
-    real = _counted(batch)
+    real = batch.attention_mask > 0
+    if keys:
+        real &= batch.position_ids > 0
     for i, covariance in totals.items():
         found = in_rows(seen[i], len(real))[real]
         covariance.add(found if keys else torch.cat([found, torch.ones_like(found[:, :1])], dim=1))
-
-
-def _counted(batch: TokenBatch) -> Tensor:
-    return (batch.attention_mask > 0) & (batch.position_ids > 0)
 
 
 def _span(layers: list[int]) -> str:
