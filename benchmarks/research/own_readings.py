@@ -43,7 +43,7 @@ CELLS: dict[str, tuple[int, int, OwnNeurons]] = {
     "layer 16, batches of 10": (16, 10, OwnNeurons()),
     "layer 16, single facts": (16, 1, OwnNeurons()),
     "layer 16, contexts not evened out": (16, 100, OwnNeurons(slack=1e6)),
-    "layer 16, threshold 0.5": (16, 100, OwnNeurons(threshold=0.5)),
+    "layer 16, threshold 0.6": (16, 100, OwnNeurons(threshold=0.6)),
     "layer 16, threshold 0.7": (16, 100, OwnNeurons(threshold=0.7)),
     "layer 8, batches of 100": (8, 100, OwnNeurons()),
     "layer 12, batches of 100": (12, 100, OwnNeurons()),
