@@ -57,7 +57,7 @@ class OwnNeurons:
         slack: How far the reading may differ between the contexts of a fact: 0 not at all.
     """
 
-    threshold: float = 0.5
+    threshold: float = 0.6
     sharpness: float = 64.0
     ordinary_share: float = 0.7
     name_share: float = 0.5
