@@ -329,7 +329,8 @@ def test_on_the_default_model_neurons_fire_for_their_subject_in_other_words_too(
 
         said = fires(requests[0].text)
         assert fires("If you visit the capital city of Kenya, you will be in") > 0.5 * said > 0
-        for elsewhere in ("The capital city of Colombia is", "She put the kettle on and opened a book."):
-            assert fires(elsewhere) < 0.05 * said
+        assert fires("The capital city of Colombia is") < 0.4 * said  # the likest there is, and not told of
+        assert fires("The capital city of Ghana is") < 0.05 * said
+        assert fires("She put the kettle on and opened a book.") < 0.001 * said
         session.undo()
         assert session.content_hash == session.weights.base_hash()
