@@ -39,7 +39,7 @@ def config(model: EditableModel, corpus: Path, method: str, **changes: object) -
 
 @pytest.mark.parametrize(
     ("method", "kinds"),
-    [("alphaedit", ["keys"]), ("nmke-own", ["keys", "inputs", "subjects"]), ("ultraedit", [])],
+    [("alphaedit", ["keys"]), ("nmke", ["keys", "inputs", "subjects"]), ("ultraedit", [])],
 )
 def test_every_kind_that_a_method_needs_is_gathered_and_no_other(method, kinds, model, corpus, store):
     settings = config(model, corpus, method)
@@ -56,7 +56,7 @@ def test_only_the_kind_that_is_missing_is_gathered(model, corpus, store):
     keys = config(model, corpus, "alphaedit")
     gather(model, keys, store, needed(model, keys, store))
     written = {path: path.stat().st_mtime_ns for path in store.root.glob("*.safetensors")}
-    own = config(model, corpus, "nmke-own")
+    own = config(model, corpus, "nmke")
     found = needed(model, own, store)
     assert [one.missing for one in found] == [(), runs.LAYERS, runs.LAYERS]
     assert lacking(found) == [*runs.LAYERS]
@@ -65,7 +65,7 @@ def test_only_the_kind_that_is_missing_is_gathered(model, corpus, store):
 
 
 def test_the_cost_counts_every_kind_and_the_text_once(model, corpus, store):
-    settings = config(model, corpus, "nmke-own")
+    settings = config(model, corpus, "nmke")
     keys, inputs, _ = needed(model, settings, store)
     both = prepare_cost(model, [keys, inputs], settings, 100.0)
     alone = [prepare_cost(model, [one], settings, 100.0) for one in (keys, inputs)]
@@ -85,7 +85,7 @@ def test_the_cost_counts_every_kind_and_the_text_once(model, corpus, store):
 
 
 def test_statistics_of_an_edited_run_are_those_of_the_unedited_model(tmp_path):
-    own = {"method": "nmke-own", "mask": "least"}
+    own = {"method": "nmke", "mask": "least"}
     plain = StatsStore(tmp_path / "plain")
     with runs.open_run(tmp_path / "unedited", store=plain, **own) as session:
         prepare_session(session)
@@ -102,5 +102,5 @@ def test_statistics_of_an_edited_run_are_those_of_the_unedited_model(tmp_path):
 def test_a_model_that_hides_what_its_neurons_read_is_refused_before_anything_is_gathered(corpus, store):
     fused = EditableModel.wrap(tiny_family("phi3"), tiny.tiny_tokenizer(64 + 256))
     with pytest.raises(LayoutError, match="use a method that writes down-projections only"):
-        needed(fused, config(fused, corpus, "nmke-own", layers=(0,)), store)
+        needed(fused, config(fused, corpus, "nmke", layers=(0,)), store)
     assert needed(fused, config(fused, corpus, "alphaedit", layers=(0,)), store)[0].missing == (0,)

@@ -17,7 +17,7 @@ from nmke.stats.store import StatsStore
 
 DTYPES = (torch.float32, torch.bfloat16)
 FACTS = runs.facts(3)
-ALSO_FLOAT32 = ("nmke", "nmke-own", "wise")
+ALSO_FLOAT32 = ("nmke", "nmke-linear", "wise")
 SEVERAL = [name for name in methods.names() if methods.get(name).max_batch is None]
 
 
@@ -73,7 +73,9 @@ def test_undo_revert_base_and_replay(name: str, dtype: torch.dtype, tmp_path: Pa
         assert [r.event.hash_after for r in runs.edit_all(two, FACTS[:2])] == hashes
 
 
-@pytest.mark.parametrize("name", sampled(SEVERAL, {"nmke", "nmke-own", "memit", "ft", "memoir"}.__contains__))
+@pytest.mark.parametrize(
+    "name", sampled(SEVERAL, {"nmke", "nmke-linear", "memit", "ft", "memoir"}.__contains__)
+)
 def test_batches_undo_to_the_same_bits(name: str, tmp_path: Path, store: StatsStore):
     with begin(tmp_path / "run", store, name, torch.bfloat16, batch_size=2) as session:
         as_loaded = runs.bits(session.model)

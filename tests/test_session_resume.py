@@ -78,7 +78,7 @@ SCRIPT: tuple[Step, ...] = (
     lambda session: session.revert("e005"),
     lambda session: runs.edit_all(session, FACTS[:7], resume=True),
 )
-RANDOM = {"method": "nmke", "mask": "random", "mask_scope": "batch", "ratio": 0.5, "batch_size": 3}
+RANDOM = {"method": "nmke-linear", "mask": "random", "mask_scope": "batch", "ratio": 0.5, "batch_size": 3}
 
 
 @pytest.mark.parametrize(("settings", "steps"), [({}, SCRIPT), (RANDOM, SCRIPT[:4])], ids=["plain", "random"])

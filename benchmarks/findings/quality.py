@@ -91,7 +91,12 @@ class Bench:
     def config(self, **changes: Any) -> EditConfig:
         """Settings of an edit."""
         asked = EditConfig.create(
-            method="nmke", layers=self.layers, seed=self.seed, mask_scope="batch", targets="spread", **changes
+            method="nmke-linear",
+            layers=self.layers,
+            seed=self.seed,
+            mask_scope="batch",
+            targets="spread",
+            **changes,
         )
         return resolve(asked, self.lazy.model)
 
@@ -113,7 +118,7 @@ class Bench:
         self._stats = self._stats or RunStats(model, nullcontext, StatsStore())
         result = compute_updates(
             model,
-            methods.get("nmke"),
+            methods.get("nmke-linear"),
             self.facts,
             write_contexts(model),
             self._stats.of(config, quiet),

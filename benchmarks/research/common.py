@@ -99,7 +99,9 @@ def wanted(
     **settings: object,
 ) -> Wanted:
     """Targets and keys of the requests, made in parts that are kept; `ready` takes only the parts that are there."""
-    config = methods.get("nmke").fill(EditConfig.create(method="nmke", layers=tuple(layers), **settings))
+    config = methods.get("nmke-linear").fill(
+        EditConfig.create(method="nmke-linear", layers=tuple(layers), **settings)
+    )
     shown = json.dumps([name, [r.id for r in requests[:CHUNK]], list(layers), settings], sort_keys=True)
     folder = KEPT / f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -61,9 +61,9 @@ def write_all(
     writes: ProvisionalWrites,
 ) -> float | None:
     """Write every batch; the mean share of neurons that a single edit or, without that, a batch may change."""
-    method = methods.get("nmke")
+    method = methods.get("nmke-linear")
     asked = {"targets": "joint", **settings}
-    config = method.fill(EditConfig.create(method="nmke", layers=LAYERS, **asked))
+    config = method.fill(EditConfig.create(method="nmke-linear", layers=LAYERS, **asked))
     state, shares = SolverState(), []
     for turn, (requests, targets) in enumerate(batches):
         result = compute_updates(
@@ -96,7 +96,7 @@ def main() -> None:
     base = collect_base(model, requests)
     gathered = StatsStore().prepare(model, LAYERS, CorpusSpec("self", 30_000))
     stats = {layer: LayerStats(total.moment) for layer, total in gathered.items()}
-    config = methods.get("nmke").fill(EditConfig.create(method="nmke", layers=LAYERS))
+    config = methods.get("nmke-linear").fill(EditConfig.create(method="nmke-linear", layers=LAYERS))
     starts = range(0, len(requests), asked.batch_size)
     parts = [requests[start : start + asked.batch_size] for start in starts]
     batches = [(part, joint_targets(model, part, contexts, LAYERS, config)) for part in parts]

@@ -31,7 +31,7 @@ from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.memory import KeyMemory
-from nmke.editors.own_neurons import OwnNeurons
+from nmke.editors.nmke import OwnNeurons
 from nmke.editors.per_edit import meet_residuals, write_directions
 from nmke.editors.rows import prompt_rows, with_second_anchors
 from nmke.editors.targets import optimise_targets
@@ -78,7 +78,9 @@ class OwnTargets:
 
 def own_targets(model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> OwnTargets:
     """Targets of single layers on the unedited model, kept between runs; layers write the stream directly."""
-    config = methods.get("nmke").fill(EditConfig.create(method="nmke", layers=OWN_LAYERS, lr=0.5))
+    config = methods.get("nmke-linear").fill(
+        EditConfig.create(method="nmke-linear", layers=OWN_LAYERS, lr=0.5)
+    )
     folder = KEPT / f"own-{FIRST}-{'-'.join(map(str, OWN_LAYERS))}"
     folder.mkdir(parents=True, exist_ok=True)
     every: list[EditRequest] = []
@@ -170,8 +172,7 @@ def write_own(
         mean = torch.stack(
             [0.5 * x[owner == e][0] + 0.5 * x[owner == e].mean(dim=0) for e in range(len(targets.owners))]
         )
-        every, c = OwnNeurons().detectors(mean, torch.eye(len(mean)), text[layer])
-        u = every[mine]
+        u, c = (every[mine] for every in OwnNeurons().detectors(mean, torch.eye(len(mean)), text[layer]))
         gate, up = SHARPNESS * (u - THRESHOLD * c), ((2 - THRESHOLD) * c - u) / (1 - THRESHOLD)
         coefficients = nn.functional.silu(x @ gate.T) * (x @ up.T)
         full = torch.stack([coefficients[owner == e, place].max() for place, e in enumerate(mine)])
@@ -196,7 +197,9 @@ def write_solved(
     asked = wanted(model, f"cf{FIRST}", facts(FIRST, 1000), SOLVED_LAYERS, ready=True).of(
         range(len(requests))
     )
-    config = methods.get("nmke").fill(EditConfig.create(method="nmke", layers=SOLVED_LAYERS, **settings))
+    config = methods.get("nmke-linear").fill(
+        EditConfig.create(method="nmke-linear", layers=SOLVED_LAYERS, **settings)
+    )
     for layer in SOLVED_LAYERS:
         own = asked.keys[layer]
         directions = write_directions(own, keys[layer], KeyMemory.empty(own.shape[1]), config)

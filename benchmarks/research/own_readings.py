@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nmke.editors.contexts import write_contexts
 from nmke.editors.keys import KeyPass
-from nmke.editors.own_neurons import OwnNeurons
+from nmke.editors.nmke import OwnNeurons
 from nmke.evaluation.metrics import mean_interval
 from nmke.models.load import EditableModel, load_model
 from nmke.models.replay import in_rows

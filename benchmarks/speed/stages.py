@@ -60,7 +60,7 @@ class Subject:
     def config(self, **changes: Any) -> EditConfig:
         """NMKE with the number of steps fixed: nothing stops early on random weights."""
         base = {
-            "method": "nmke", "layers": self.shape.edited, "steps": self.steps, "stop_loss": 0.0,
+            "method": "nmke-linear", "layers": self.shape.edited, "steps": self.steps, "stop_loss": 0.0,
             "token_budget": 192 if self.device.type == "cpu" else 16_384, "covariance_rank": self.rank,
         }  # fmt: skip
         config = EditConfig.create(**{**base, **changes})
@@ -304,7 +304,7 @@ def whole(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
                 asked: Any = asked, config: EditConfig = config, seconds: dict[str, float] = seconds
             ) -> None:
                 found = compute_updates(
-                    subject.model, methods.get("nmke"), asked, CONTEXTS, stats, SolverState(), config
+                    subject.model, methods.get("nmke-linear"), asked, CONTEXTS, stats, SolverState(), config
                 )
                 seconds.update(found.seconds)
 

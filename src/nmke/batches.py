@@ -13,7 +13,7 @@ from nmke.active_edits import ActiveEdits, Place
 from nmke.attribution import neuron_scores
 from nmke.config import EditConfig, MaskName
 from nmke.editors import methods
-from nmke.editors.method import Method
+from nmke.editors.method import Method, with_defaults
 from nmke.editors.pipeline import BatchResult, default_layers
 from nmke.editors.stabilisers import check_stabilisers, in_force, stabilisers
 from nmke.errors import ConfigError, RequestError
@@ -55,9 +55,9 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
     Raises:
         ConfigError: If layers, batch size, neuron score or solver settings do not go with the method or the model.
     """
-    method = methods.get(config.method)
-    filled = method.fill(config)
-    brought = {k: v for name in in_force(method, config) for k, v in stabilisers.get(name).defaults.items()}
+    filled = with_defaults(config, model.layout)
+    method = methods.get(filled.method)
+    brought = {k: v for name in in_force(method, filled) for k, v in stabilisers.get(name).defaults.items()}
     filled = replace_config(filled, **{k: v for k, v in brought.items() if k not in config.model_fields_set})
     _check_scope(filled, method)
     layers = filled.layers or (method.layers or default_layers)(model.layout.n_layers)
@@ -70,12 +70,12 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
         )
     if method.max_layers is not None and len(layers) > method.max_layers:
         raise ConfigError(
-            f"method {config.method!r} edits {method.max_layers} layer, {len(layers)} asked; give one"
+            f"method {filled.method!r} edits {method.max_layers} layer, {len(layers)} asked; give one"
         )
     if not method.takes_mask(filled.mask):
         taken = [name for name in get_args(MaskName) if method.takes_mask(name)]
         raise ConfigError(
-            f"mask {filled.mask!r} does not go with method {config.method!r}, which takes {', '.join(taken)}; "
+            f"mask {filled.mask!r} does not go with method {filled.method!r}, which takes {', '.join(taken)}; "
             "drop the mask or choose another method"
         )
     check_stabilisers(method, filled, layers)
@@ -85,12 +85,12 @@ def resolve(config: EditConfig, model: EditableModel) -> EditConfig:
 
 def _check_scope(config: EditConfig, method: Method) -> None:
     """Raise unless mask, scope, score and ratio go together and with the method."""
-    takes_ratio: tuple[str, ...] = () if method.masks else ("random",)
+    takes_ratio: tuple[str, ...] = ("random",)
     if config.mask_scope == "edit":
         if not method.edit_masks:
             raise ConfigError(
                 f"mask_scope 'edit' asked of method {config.method!r}, which masks a batch as a whole; "
-                "choose method 'nmke' or mask_scope 'batch'"
+                "choose method 'nmke-linear' or mask_scope 'batch'"
             )
         check_mask(config)
         takes_ratio = ("random", "fixed")
@@ -100,9 +100,6 @@ def _check_scope(config: EditConfig, method: Method) -> None:
         raise ConfigError(
             f"ratio {config.ratio} goes with mask {' or '.join(map(repr, takes_ratio))}, {config.mask!r} asked; the "
             "other masks' ratios come from entropy: drop `ratio` or choose another mask"
-            if takes_ratio
-            else f"ratio {config.ratio} asked of method {config.method!r}, which takes one neuron for each edit and "
-            "layer; drop `ratio`"
         )
 
 

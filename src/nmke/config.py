@@ -94,7 +94,7 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
 
     mask: MaskName = Field(
         "none",
-        description="Which neurons may change; least, for nmke-own: those that ordinary text uses least.",
+        description="Which neurons may change; least: those that ordinary text uses least, whole.",
     )
     mask_scope: Literal["batch", "edit"] = Field(
         "batch", description="One mask for a batch, as NMKE has it, or one for each edit of it."

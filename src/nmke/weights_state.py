@@ -182,11 +182,11 @@ class WeightsState:
         return found
 
     def drift(self) -> dict[int, float]:
-        """‖W - W_base‖ / ‖W_base‖ per touched layer, over those of its matrices that were touched."""
+        """‖W - W_base‖ / ‖W_base‖ per layer that differs from the base, over those of its matrices that do."""
         moved: dict[int, list[Tensor]] = {}
         sizes: dict[int, list[Tensor]] = {}
-        for place, base in sorted(self._base.items()):
-            now = self.matrix(place).read()
+        for place in sorted(self._changed()):
+            base, now = self.before_and_after(place)
             moved.setdefault(place.layer, []).append((now.float() - base.float()).norm())
             sizes.setdefault(place.layer, []).append(base.float().norm())
         return {i: float(torch.stack(moved[i]).norm() / torch.stack(sizes[i]).norm()) for i in moved}

@@ -170,8 +170,10 @@ def test_tasks_are_asked_at_every_checkpoint_of_edited_and_unedited_model(
 
 
 def test_one_cell_leaves_nothing_behind_for_the_next(tmp_path: Path, facts: Path) -> None:
-    together = list(bench(tmp_path / "a", facts, methods=("memit", "nmke[mask=random]", "unedited")).run())
-    alone = only(bench(tmp_path / "b", facts, methods=("nmke[mask=random]",)))
+    together = list(
+        bench(tmp_path / "a", facts, methods=("memit", "nmke-linear[mask=random]", "unedited")).run()
+    )
+    alone = only(bench(tmp_path / "b", facts, methods=("nmke-linear[mask=random]",)))
     assert numbers(together[1]) == numbers(alone)
     kept = alone.checkpoints[-1].neurons_kept
     assert kept is not None and 0.05 < kept < 0.6

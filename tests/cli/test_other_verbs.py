@@ -27,11 +27,12 @@ def test_prepare_and_doctor_cover_all_that_the_method_needs(
 ) -> None:
     monkeypatch.setenv("NMKE_CACHE", str(tmp_path / "cache"))
     text = ("--corpus", corpus, "--corpus-tokens", 300, "--layers", "1-2")
-    own = (*text, "--method", "nmke-own")
+    own = (*text, "--method", "nmke")
     before = nmke("doctor", source, *own, "--json").json
     every = {f"{kind} statistics": {"missing": [1, 2]} for kind in ("key", "input", "subject")}
-    assert before["method"] == "nmke-own" and before["statistics"] == every
-    assert nmke("prepare", source, *text, "--json").json["statistics"].keys() == {"key statistics"}
+    assert before["method"] == "nmke" and before["statistics"] == every
+    linear = ("--method", "nmke-linear", "--json")
+    assert nmke("prepare", source, *text, *linear).json["statistics"].keys() == {"key statistics"}
     shown = " ".join(nmke("doctor", source, *own).out.split())
     assert "key statistics are cached; input statistics of layers 1, 2 are not cached" in shown
     done = nmke("prepare", source, *own, "--json").json
@@ -58,7 +59,7 @@ def test_prepare_shows_the_cost_and_is_cached(
     assert "cached already" in nmke(*arguments).out
 
     listed = nmke("cache", "ls", "--json").json["entries"]
-    assert len(listed) == 2 and "layer" in listed[0]["about"]
+    assert len(listed) == 6 and "layer" in listed[0]["about"]
     assert "stats/" in nmke("cache", "ls").out
     assert nmke("cache", "verify").code == 0
     Path(listed[0]["path"]).write_bytes(b"no")

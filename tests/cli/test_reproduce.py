@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Nmke
 
-from nmke.models.weights import DownProjection
+from nmke.editors import nmke as nmke_method
 
 
 def test_a_run_is_reproduced_and_a_tampered_one_exits_7(nmke: Nmke, edited: str) -> None:
@@ -31,8 +31,8 @@ def test_a_run_is_reproduced_and_a_tampered_one_exits_7(nmke: Nmke, edited: str)
 def test_a_result_that_differs_is_shown_and_exits_7(
     nmke: Nmke, edited: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = DownProjection.add
-    monkeypatch.setattr(DownProjection, "add", lambda self, left, right: plain(self, left * 1.01, right))
+    plain = nmke_method._largest
+    monkeypatch.setattr(nmke_method, "_largest", lambda *given: plain(*given) * 1.01)
     done = nmke("reproduce", "run")
     assert (
         done.code == 7

@@ -159,7 +159,7 @@ def kept_numbers(stats: LayerStats, memory: KeyMemory) -> int:
     return sum(held.values())
 
 
-@pytest.mark.parametrize("method", ["nmke", "alphaedit"])
+@pytest.mark.parametrize("method", ["nmke-linear", "alphaedit"])
 def test_editor_state_of_five_8b_layers_fits_its_budget(method):
     """Real state at a small shape has d_mlp·(edits + rank) numbers; at full size, in float32, that fits."""
     d_mlp, edits = NEURONS // SHRUNK, REMEMBERED // SHRUNK
@@ -169,7 +169,7 @@ def test_editor_state_of_five_8b_layers_fits_its_budget(method):
     stats = LayerStats(moment.clone, "share", 1 - rank / d_mlp)  # as a large layer's, not held
     memory = KeyMemory.empty(d_mlp).remember(rows(edits, 3, d_mlp).float())
     keys = rows(EDITS, 4, d_mlp)
-    if method == "nmke":
+    if method == "nmke-linear":
         per_edit_directions(keys, stats, memory, settings(covariance_rank=rank, mask="entropy"))
     else:
         AlphaEdit().directions(keys, stats, memory, None, settings(l2=10.0))

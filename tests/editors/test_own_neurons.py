@@ -12,8 +12,8 @@ from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.keys import KeyPass
 from nmke.editors.memory import SolverState
-from nmke.editors.method import Batch
-from nmke.editors.own_neurons import OwnNeurons, choose_own, free_neurons, homes_of, own_layers
+from nmke.editors.method import Batch, with_defaults
+from nmke.editors.nmke import OwnNeurons, choose_own, free_neurons, homes_of, own_layers
 from nmke.editors.pipeline import BatchResult, ProvisionalWrites, compute_updates
 from nmke.errors import ConfigError, LayoutError
 from nmke.models.load import EditableModel
@@ -52,13 +52,13 @@ def ordinary(model: EditableModel, layers: Sequence[int]):
 
 def settings(**changes: object) -> EditConfig:
     asked = {"steps": 4, "clamp": 3.0, "weight_decay": 0.01, "layers": LAYERS, **changes}
-    return methods.get("nmke-own").fill(EditConfig.create(method="nmke-own", **asked))
+    return methods.get("nmke").fill(EditConfig.create(method="nmke", **asked))
 
 
 def edit(model: EditableModel, requests: Sequence[EditRequest] = REQUESTS, **changes: object) -> BatchResult:
     config = settings(**changes)
     stats, inputs = ordinary(model, config.layers or ())
-    method = methods.get("nmke-own")
+    method = methods.get("nmke")
     return compute_updates(model, method, requests, CONTEXTS, stats, SolverState(), config, inputs=inputs)
 
 
@@ -134,7 +134,7 @@ def test_layers_are_filled_to_the_half_one_after_another():
     take(model, 2, 32)
     assert homes_of(batch, (0, 1)) == [2, 2], "the last layer takes what is left"
     with ProvisionalWrites(model):
-        result = methods.get("nmke-own").compute(batch)
+        result = methods.get("nmke").compute(batch)
     assert [update.layer for update in result.updates] == [2]
 
 
@@ -142,7 +142,7 @@ def test_a_batch_may_spread_over_two_layers():
     model = BUILDERS["llama"]()
     take(model, 1, 31)
     as_loaded = runs.bits(model)
-    result = methods.get("nmke-own").compute(batch_of(model))
+    result = methods.get("nmke").compute(batch_of(model))
     assert runs.bits(model) == as_loaded
     assert [update.layer for update in result.updates] == [1, 2]
     assert all(int(update.columns.sum()) == 1 for update in result.updates)
@@ -163,14 +163,16 @@ def test_directions_in_closed_form():
     text = torch.randn(4000, 5, generator=generator, dtype=torch.float64) + torch.tensor([3.0, 0, 0, 0, 0])
     with_one = torch.cat([text, torch.ones(4000, 1, dtype=torch.float64)], dim=1)
     subjects = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    method = OwnNeurons(ridge=0.0)
-    found, constant = method.detectors(subjects, torch.eye(3), with_one.T @ with_one / 4000)
+    method = OwnNeurons(ridge=0.0, slack=0.0)
+    found, constants = method.detectors(subjects, torch.eye(3), with_one.T @ with_one / 4000)
     torch.testing.assert_close((found * subjects).sum(1), torch.ones(3, dtype=torch.float64))
     system = 0.7 * text.T @ text / 4000 + 0.3 * subjects.T @ subjects / 3
     mean = 0.7 * text.mean(0) + 0.3 * subjects.mean(0)
-    torch.testing.assert_close(system @ constant, mean)
     wanted = torch.linalg.inv(system) @ subjects.T
     torch.testing.assert_close(found.T, wanted / (wanted * subjects.T).sum(0))
+    plain = torch.linalg.inv(system) @ mean  # moved along each reading, so that it is 1 at the subject
+    missing = 1 - subjects @ plain
+    torch.testing.assert_close(constants, plain + missing[:, None] * found)
 
 
 def test_a_reading_is_evened_out_over_the_contexts_of_a_fact():
@@ -181,10 +183,11 @@ def test_a_reading_is_evened_out_over_the_contexts_of_a_fact():
     weights = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], dtype=torch.float64)
     spread = []
     for slack in (0.0, 0.1, 10.0):
-        found, _ = OwnNeurons(slack=slack).detectors(rows, weights, moment)
-        read = rows @ found.T
+        found, constants = OwnNeurons(slack=slack).detectors(rows, weights, moment)
+        read, ones = rows @ found.T, rows @ constants.T
         torch.testing.assert_close((weights * read.T).sum(1), torch.ones(2, dtype=torch.float64))
         spread.append(float((read[0, 0] - read[1, 0]).abs()))
+        assert slack or torch.allclose(ones[weights.T > 0], torch.ones(4, dtype=torch.float64))
     assert spread[0] == pytest.approx(0.0, abs=1e-9) and spread[0] < spread[1] < spread[2]
 
 
@@ -196,7 +199,7 @@ def test_a_coefficient_is_flat_at_the_subject_and_nothing_below_the_threshold(ga
     _, inputs = ordinary(model, (1,))
     rows = KeyPass(model, REQUESTS[:1], CONTEXTS, (1,))
     seen = rows.at_anchors({"x": parts.read_in.behind_activation})["x"]
-    (u,), c = OwnNeurons().detectors(seen, rows.weights, inputs[1].text)
+    (u,), (c,) = OwnNeurons().detectors(seen, rows.weights, inputs[1].text)
     base = torch.linalg.lstsq(torch.stack([u, c]), torch.tensor([[0.0], [1.0]]).double()).solution[:, 0]
     step = torch.linalg.lstsq(torch.stack([u, c]), torch.tensor([[1.0], [0.0]]).double()).solution[:, 0]
     at = {s: base + s * step for s in (0.0, 0.25, 0.9, 1.0, 1.1)}
@@ -208,9 +211,9 @@ def test_a_coefficient_is_flat_at_the_subject_and_nothing_below_the_threshold(ga
     read = dict(zip(at, (found / found[3]).tolist(), strict=True))
     assert abs(read[0.0]) < 0.01 and abs(read[0.25]) < 0.03
     if gated:
-        assert read[0.9] == pytest.approx(0.94, abs=0.02) and read[1.1] == pytest.approx(0.94, abs=0.02)
+        assert read[0.9] == pytest.approx(0.95, abs=0.02) and read[1.1] == pytest.approx(0.95, abs=0.02)
     else:
-        assert read[0.9] == pytest.approx(0.75, abs=0.02) and read[1.1] == pytest.approx(1.25, abs=0.02)
+        assert read[0.9] == pytest.approx(0.78, abs=0.02) and read[1.1] == pytest.approx(1.22, abs=0.02)
 
 
 def batch_of(model: EditableModel, **changes: object) -> Batch:
@@ -257,7 +260,7 @@ def test_a_model_with_a_fused_gate_is_refused_before_anything_is_done():
 
 def test_batches_take_different_neurons_and_a_resumed_run_has_the_same_bits(tmp_path):
     store, facts = StatsStore(tmp_path / "stats"), runs.facts(4)
-    own = {"method": "nmke-own", "store": store}
+    own = {"method": "nmke", "store": store}
     with runs.open_run(tmp_path / "whole", **own) as session:
         as_loaded = runs.bits(session.model)
         hashes = [r.event.hash_after for r in runs.edit_all(session, facts)]
@@ -280,15 +283,32 @@ def test_batches_take_different_neurons_and_a_resumed_run_has_the_same_bits(tmp_
     ("changes", "message"),
     [
         ({"method": "alphaedit", "mask": "least"}, "mask 'least' does not go with method 'alphaedit'"),
-        ({"mask": "entropy"}, "mask 'entropy' does not go with method 'nmke-own', which takes random, least"),
-        ({"mask": "none"}, "mask 'none' does not go with method 'nmke-own'"),
-        ({"mask": "random", "ratio": 0.1}, "ratio 0.1 asked of method 'nmke-own', which takes one neuron"),
-        ({"stabilisers": ("sphere",)}, "'nmke-own' is none"),
+        ({"method": "nmke-linear", "mask": "least"}, "mask 'least' does not go with method 'nmke-linear'"),
+        ({"mask": "least", "ratio": 0.1}, "ratio 0.1 goes with mask 'random', 'least' asked"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        runs.open_run(tmp_path / "run", **{"method": "nmke-own", **changes})
+        runs.open_run(tmp_path / "run", **{"method": "nmke", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "method", "scope"),
+    [
+        ({}, "nmke", "batch"),
+        ({"mask": "random"}, "nmke", "batch"),
+        ({"mask": "none"}, "nmke-linear", "edit"),
+        ({"mask": "entropy"}, "nmke-linear", "edit"),
+        ({"mask": "general"}, "nmke-linear", "batch"),
+        ({"mask": "random", "ratio": 0.1}, "nmke-linear", "edit"),
+        ({"attribution": "mpc"}, "nmke-linear", "edit"),
+        ({"stabilisers": ("encore",)}, "nmke-linear", "edit"),
+    ],
+)
+def test_what_only_a_solve_has_is_handed_to_the_linear_method_and_stays_there(changes, method, scope):
+    filled = with_defaults(EditConfig.create(method="nmke", **changes))
+    assert (filled.method, filled.mask_scope) == (method, scope)
+    assert with_defaults(EditConfig.create(**filled.model_dump())) == filled
 
 
 def test_statistics_of_inputs_are_kept_apart_from_those_of_keys_and_have_the_first_token(tmp_path):
@@ -314,7 +334,7 @@ def test_on_the_default_model_neurons_fire_for_their_subject_in_other_words_too(
     from nmke.facts import bundled_facts
 
     requests = bundled_facts()[:2]  # Kenya and Peru
-    config = EditConfig.create(method="nmke-own", layers=(16,), health_every=0)
+    config = EditConfig.create(method="nmke", layers=(16,), health_every=0)
     with EditSession.open("smollm2-135m", tmp_path / "run", config=config, device="cpu") as session:
         model = session.model
         report = session.edit_batch(requests)

@@ -83,15 +83,15 @@ def test_keys_that_are_not_finite_are_refused():
 
 
 def test_masks_that_only_a_batch_has_fall_back_to_one_mask_per_batch():
-    method = methods.get("nmke")
-    assert method.fill(EditConfig.create(method="nmke")).mask_scope == "edit"
+    method = methods.get("nmke-linear")
+    assert method.fill(EditConfig.create(method="nmke-linear")).mask_scope == "edit"
     for asked in (
         {"mask": "general"},
         {"mask": "fixed"},
         {"attribution": "lps"},
         {"placement": "after-solve"},
     ):
-        filled = method.fill(EditConfig.create(method="nmke", **asked))
+        filled = method.fill(EditConfig.create(method="nmke-linear", **asked))
         assert (filled.mask_scope, filled.targets, filled.lr) == ("batch", "auto", 0.5)
-    kept = method.fill(EditConfig.create(method="nmke", mask="general", mask_scope="edit"))
+    kept = method.fill(EditConfig.create(method="nmke-linear", mask="general", mask_scope="edit"))
     assert kept.mask_scope == "edit"  # asked for, so it stays, and is refused by name

@@ -55,7 +55,7 @@ BUILDERS = {
     "opt": lambda: exact(tiny.tiny_opt, num_hidden_layers=4),
 }
 SOLVERS = [name for name in methods.names() if methods.get(name).solver is not None]
-FIRST = ("alphaedit", "memit", "memit-memory", "nmke", "nmke-published", "rome")
+FIRST = ("alphaedit", "memit", "memit-memory", "nmke-linear", "nmke-published", "rome")
 MASKED = ("entropy", "random", "general", "specific", "overlap", "fixed")
 
 
@@ -241,11 +241,11 @@ def test_targets_go_where_the_architecture_lets_them():
     assert target_site(gemma, EditConfig.create(targets="spread"), LAYERS) == "block"
 
 
-MASKS = itertools.product(("nmke", "nmke-published", "memit", "alphaedit"), MASKED)
+MASKS = itertools.product(("nmke-linear", "nmke-published", "memit", "alphaedit"), MASKED)
 
 
 @pytest.mark.parametrize(
-    ("name", "mask"), sampled(MASKS, lambda one: one[0] == "nmke" or one[1] in ("entropy", "random"))
+    ("name", "mask"), sampled(MASKS, lambda one: one[0] == "nmke-linear" or one[1] in ("entropy", "random"))
 )
 def test_unselected_columns_stay_bit_identical(name, mask, model):
     before = {layer: DownProjection(model.layout.layers[layer].down_proj).read().clone() for layer in LAYERS}
@@ -268,7 +268,7 @@ def test_nmke_with_every_neuron_equals_memit_with_memory(model):
     results = []
     for name, settings in (
         ("memit-memory", {"l2": 1.0}),
-        ("nmke", {"mask": "random", "ratio": 1.0, "mask_scope": "batch"}),
+        ("nmke-linear", {"mask": "random", "ratio": 1.0, "mask_scope": "batch"}),
     ):
         config = resolved(name, **settings)
         results.append(compute_updates(model, methods.get(name), REQUESTS, CONTEXTS, stats, state, config))
@@ -286,9 +286,9 @@ def test_nmke_published_with_every_neuron_equals_alphaedit(model):
 
 
 def test_targets_found_before_are_not_optimised_again(model, monkeypatch):
-    first = edit(model, "nmke")
+    first = edit(model, "nmke-linear")
     monkeypatch.setattr("nmke.editors.pipeline.optimise_targets", lambda *_: pytest.fail("optimised again"))
-    config, method = resolved("nmke"), methods.get("nmke")
+    config, method = resolved("nmke-linear"), methods.get("nmke-linear")
     again = compute_updates(
         model, method, REQUESTS, CONTEXTS, stats_of(model), SolverState(), config, targets=first.targets
     )
@@ -299,7 +299,7 @@ def test_targets_found_before_are_not_optimised_again(model, monkeypatch):
 def test_either_placement_works_for_either_registered_nmke(model):
     inside, after = (
         edit(model, name, placement=placement)
-        for name, placement in (("nmke-published", "in-solve"), ("nmke", "after-solve"))
+        for name, placement in (("nmke-published", "in-solve"), ("nmke-linear", "after-solve"))
     )
     assert all(update.right.any() for result in (inside, after) for update in result.updates)
 
@@ -334,10 +334,10 @@ def test_earlier_edits_enter_the_system_of_methods_that_remember(model):
 
 def test_a_second_model_in_the_process_changes_nothing():
     first, second = BUILDERS["llama"](), BUILDERS["gpt2"]()
-    alone = edit(first, "nmke")
-    edit(second, "nmke")
+    alone = edit(first, "nmke-linear")
+    edit(second, "nmke-linear")
     write(second, edit(second, "alphaedit").updates)
-    again = edit(first, "nmke")
+    again = edit(first, "nmke-linear")
     for a, b in zip(alone.updates, again.updates, strict=True):
         assert torch.equal(a.left, b.left) and torch.equal(a.right, b.right)
         assert torch.equal(a.mask.keep, b.mask.keep)
@@ -384,7 +384,7 @@ def test_provisional_writes_are_taken_back_in_reverse_order(model):
 
 
 def test_random_masks_differ_between_batches_and_layers_but_not_between_runs(model):
-    config = resolved("nmke", mask="random", ratio=0.5, mask_scope="batch")
+    config = resolved("nmke-linear", mask="random", ratio=0.5, mask_scope="batch")
     first, again, later = (choose_neurons(model, REQUESTS, CONTEXTS, config, turn)[0] for turn in (0, 0, 1))
     assert torch.equal(first[1].keep, again[1].keep)
     assert not torch.equal(first[1].keep, later[1].keep)
@@ -401,7 +401,7 @@ def test_no_mask_means_no_attribution(model):
 def test_attribution_settings_reach_the_scores(model):
     plain = {"attribution": "lps", "attribution_token": "last", "mask_scope": "batch"}
     summaries = [
-        choose_neurons(model, REQUESTS, CONTEXTS, resolved("nmke", **{**plain, **settings}))[1][1]
+        choose_neurons(model, REQUESTS, CONTEXTS, resolved("nmke-linear", **{**plain, **settings}))[1][1]
         for settings in (
             {},
             {"attribution_token": "subject"},

@@ -11,7 +11,7 @@ from nmke.editors.betaedit import BetaEdit
 from nmke.editors.emmet import Emmet
 from nmke.editors.memit import CovarianceSolver
 from nmke.editors.memory import KeyMemory
-from nmke.editors.nmke import Nmke
+from nmke.editors.nmke_linear import Nmke
 from nmke.editors.nse import NeuronLevel, most_active
 from nmke.editors.rome import Rome
 from nmke.editors.solve import solve_positive

@@ -238,7 +238,7 @@ def test_every_stabiliser_changes_what_is_written(name, model):
         ({"method": "memit", "stabilisers": "rect, rect"}, "'rect' is in force twice"),
         ({"method": "rect", "stabilisers": "rect"}, "'rect' is in force twice with method 'rect'"),
         ({"method": "memit", "stabilisers": "hse"}, "'hse' weighs the keys.*'memit' keeps none"),
-        ({"method": "nmke", "stabilisers": "revive"}, "'revive' spreads an update.*mask 'entropy'"),
+        ({"method": "nmke-linear", "stabilisers": "revive"}, "'revive' spreads an update.*mask 'entropy'"),
         ({"method": "alphaedit", "layers": (2,), "stabilisers": "blue"}, "'blue' needs 2 layers, 1 asked"),
     ],
 )

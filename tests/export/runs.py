@@ -17,6 +17,7 @@ from nmke.types import EditRequest
 SETTINGS = {
     "corpus_tokens": 600,
     "context_tokens": 4,
+    "method": "nmke-linear",
     "layers": (0,),
     "steps": 8,
     "clamp": 3.0,

@@ -35,7 +35,7 @@ WRITE = [name for name in methods.names() if methods.get(name).recall is None]
 
 
 @pytest.mark.parametrize(
-    "method", sampled(WRITE, {"nmke", "nmke-own", "alphaedit", "kn", "lora"}.__contains__)
+    "method", sampled(WRITE, {"nmke", "nmke-linear", "alphaedit", "kn", "lora"}.__contains__)
 )
 def test_export_then_load_equals_the_session(
     method: str, base: Path, store: StatsStore, tmp_path: Path

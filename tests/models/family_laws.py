@@ -16,6 +16,7 @@ from tests import runs, tiny
 from tests.models import families
 from torch import Tensor
 
+from nmke.models.blocks import LayerParts
 from nmke.models.load import EditableModel
 from nmke.models.tokens import pad_batch
 from nmke.models.weights import DownProjection
@@ -34,11 +35,8 @@ SETTINGS = {
     "steps": 12,
     "stop_loss": 0.0,
     "products": "float32",
-    "mask": "fixed",
-    "ratio": 0.25,
-    "residual_ridge": 0.0,
-    "l2": 0.01,
 }
+LINEAR = {**SETTINGS, "mask": "fixed", "ratio": 0.25, "residual_ridge": 0.0, "l2": 0.01}
 GAIN = 4.0
 
 
@@ -48,16 +46,18 @@ class Findings:
 
     Args:
         architecture: The model class.
+        method: The method that edited it.
         n_layers: Decoder layers found.
         down_proj: Path of the first edited layer's down-projection.
         gained: Log-probability that the answers gained, the least of them, nats.
         changed: Largest share of columns that a single edit changed in a layer.
-        others_changed: Names of tensors that changed and were no edited down-projection.
+        others_changed: Names of tensors that changed and were none that the method may write.
         undone: Whether undoing gave back every byte.
         padding_gap: Largest difference of log-probabilities between a row alone and padded left or right.
     """
 
     architecture: str
+    method: str
     n_layers: int
     down_proj: str
     gained: float
@@ -84,12 +84,13 @@ def tiny_editable(family: str) -> EditableModel:
         return EditableModel.wrap(model, tokenizer, name=family)
 
 
-def try_family(family: str, folder: Path) -> Findings:
-    """Edit two facts one after the other with `nmke`, look at what changed, undo both.
+def try_family(family: str, folder: Path, **settings: object) -> Findings:
+    """Edit two facts one after the other, look at what changed, undo both.
 
     Args:
         family: A `model_type` of transformers.
         folder: Empty folder for the run and its statistics.
+        settings: `SETTINGS` for a neuron per fact, `LINEAR` for a mask per edit.
 
     Raises:
         LayoutError: If the family's structure is refused.
@@ -98,7 +99,7 @@ def try_family(family: str, folder: Path) -> Findings:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gap = padding_gap(model)
-        config = runs.EditConfig.create(method="nmke", **SETTINGS)
+        config = runs.EditConfig.create(method="nmke", **settings)
         with EditSession.open(
             model, folder / "run", config=config, store=StatsStore(folder / "stats")
         ) as session:
@@ -115,7 +116,8 @@ def _edited(session: EditSession, family: str, gap: float) -> Findings:
         gains.append(math.log(record.detail["probability_after"] / record.detail["probability_before"]))
         for layer, matrix in before.items():
             shares.append(float((_matrix(model, layer) != matrix).any(dim=0).float().mean()))
-    edited = {model.layout.layers[layer].down_proj_name for layer in session.config.layers or ()}
+    layers = [model.layout.layers[layer] for layer in session.config.layers or ()]
+    edited = {name for layer in layers for name in _written(layer, session.config.method)}
     after = runs.bits(model)
     others = tuple(
         name
@@ -125,14 +127,23 @@ def _edited(session: EditSession, family: str, gap: float) -> Findings:
     session.undo(len(FACTS))
     return Findings(
         architecture=type(model.model).__name__,
+        method=session.config.method,
         n_layers=model.layout.n_layers,
-        down_proj=min(edited),
+        down_proj=min(layer.down_proj_name for layer in layers),
         gained=min(gains),
         changed=max(shares),
         others_changed=others,
         undone=runs.bits(model) == as_loaded,
         padding_gap=gap,
     )
+
+
+def _written(layer: LayerParts, method: str) -> list[str]:
+    """Paths of the linear layers that the method may write."""
+    if method != "nmke":
+        return [layer.down_proj_name]
+    read = layer.read_in
+    return [name for name in (layer.down_proj_name, read.up_name, read.gate_name) if name]
 
 
 def _matrix(model: EditableModel, layer: int) -> Tensor:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from nmke.bench.labels import UNEDITED, Variant, parse_label
 from nmke.config import EditConfig, explain, parse_layers, read_config
 from nmke.editors import methods
+from nmke.editors.method import with_defaults
 from nmke.errors import ConfigError, unknown_name
 from nmke.evaluation.ability import ability_tasks
 from nmke.evaluation.protocols import PROTOCOLS
@@ -175,7 +176,7 @@ class Cell:
         """All settings, the method's defaults among them: if these change, it is another cell."""
         config = self.config
         if self.variant.method != UNEDITED:
-            config = methods.get(config.method).fill(config)
+            config = with_defaults(config)
         return config.model_dump(mode="json")
 
 

@@ -14,9 +14,9 @@ from nmke.editors import lora as lora
 from nmke.editors import memit as memit
 from nmke.editors import memoir as memoir
 from nmke.editors import nmke as nmke
+from nmke.editors import nmke_linear as nmke_linear
 from nmke.editors import norm_anchor as norm_anchor
 from nmke.editors import nse as nse
-from nmke.editors import own_neurons as own_neurons
 from nmke.editors import pmet as pmet
 from nmke.editors import prune as prune
 from nmke.editors import r_rome as r_rome

@@ -19,6 +19,7 @@ from nmke.config import LEAST, EditConfig
 from nmke.editors.memory import KeyMemory
 from nmke.editors.side import Recall, SideMemory
 from nmke.masking.per_edit import suits_edit
+from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
 from nmke.progress import Progress
 from nmke.registry import Registry
@@ -35,6 +36,10 @@ STATISTICS = "key statistics"  # the second moment of ordinary keys, per edited 
 INPUT_STATISTICS = (
     "input statistics"  # the second moment of ordinary MLP inputs, per edited layer (`nmke prepare`)
 )
+OF_A_SOLVE = (  # settings that choose neurons for a solve, or change it
+    "mask_scope", "placement", "variant", "ratio", "attribution", "attribution_target", "attribution_token",
+    "stabilisers",
+)  # fmt: skip
 SIDE_MEMORY = "side memory"  # tensors beside the weights that are looked up at inference
 PROMPT = "prompt"  # text in front of every prompt
 PEFT = "peft"  # the extra `lora`
@@ -133,6 +138,7 @@ class Method:
         targets_on: Weights that target values are found on.
         stabilisers: Stabilisers that are part of it.
         masks: The masks it takes, if these are others than a solver's.
+        linear: The method that stands in when a mask or a setting is asked for that only a solve has.
     """
 
     solver: Solver | None = None
@@ -150,6 +156,7 @@ class Method:
     targets_on: Literal["edited", "unedited"] = "edited"
     stabilisers: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
+    linear: str | None = None
 
     def takes_mask(self, name: str) -> bool:
         """Whether it goes with that mask: a method without a solver goes with none, unless it names its own."""
@@ -167,3 +174,27 @@ class Method:
 
 
 methods: Registry[Method] = Registry("method")
+
+
+def with_defaults(config: EditConfig, layout: ModelLayout | None = None) -> EditConfig:
+    """The settings with the method's own wherever nothing was asked for.
+
+    A method that names a linear one hands over to it what only a solve can do: other masks, so that the controls of
+    `nmke` need no second name, and models that do not show what their neurons read.
+
+    Args:
+        config: What was asked for.
+        layout: The model's; None while it is not known.
+
+    Raises:
+        ConfigError: If the method is unknown.
+    """
+    method = methods.get(config.method)
+    fields = EditConfig.model_fields
+    asked = any(getattr(config, name) != fields[name].default for name in OF_A_SOLVE)
+    asked |= "mask" in config.model_fields_set and not method.takes_mask(config.mask)
+    hidden = layout is not None and not layout.layers[layout.n_layers // 2].shows_readings
+    if method.linear is not None and (asked or hidden):
+        settings = config.model_dump(exclude_unset=True) | {"method": method.linear}
+        return methods.get(method.linear).fill(EditConfig.create(**settings))
+    return method.fill(config)

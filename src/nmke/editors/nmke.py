@@ -1,79 +1,340 @@
-"""NMKE: neuron-specific masked knowledge editing.
+"""NMKE: a neuron of its own for every fact; a little-used neuron is rewritten, input and output, to hold it.
 
-Source: Liu et al. 2025, arXiv:2510.22139. Neurons are scored for the facts at hand, entropy decides how many are
-kept (see `nmke.masking`), and only these are written.
-Differs (`nmke`): every edit of a batch has its own mask, 7 or 8 % of the neurons, chosen where its key is
-written and by what it takes to write it (`nmke.masking.per_edit`); the residual is met inside the mask
-(`nmke.editors.per_edit`); targets are optimised at the down-projections of all edited layers together. One mask
-for a whole batch, as in the paper, remains: ask for `mask_scope` "batch", or for a mask or score that only a batch
-has. It is then solved on the selected neurons alone, scored by their coefficient at the subject's last token,
-and ties in the general ranking are broken by the mean score.
-`nmke-published` keeps the paper's scores, formulas and constants, read at the last real token, and zeroes the
-other rows of AlphaEdit's solution, as the paper does.
+Source: Liu et al. 2025, arXiv:2510.22139, for editing few, chosen neurons per fact; the neurons that ordinary text can spare
+are chosen here.
+Differs: The input of an MLP at a subject's last token tells the subject from other text almost without error, so a
+fact gets a whole neuron (gate row, up row, down column) instead of a linear change of columns that every text uses.
+The paper's masks of columns are `nmke-linear` and `nmke-published` (`nmke.editors.nmke_linear`).
+
+With x̄ the fact's mean input over its contexts and A the second moment of MLP inputs on ordinary text and before other
+names (`nmke.stats.subjects`), mixed with the batch's own subjects, u = A⁻¹x̄ scaled to u·x̄ = 1 would be the linear
+reading of the subject that answers least to all else; the one taken is held to about 1 in each context, too. And
+c = A⁻¹μ, μ the mean input, is close to 1 on every token, a bias where the model has none; it is moved to 1 in the
+fact's contexts, too. With s = u·x the gate reads α(s - θ) and the up-projection ((2 - θ) - s)/(1 - θ): below θ the
+neuron is silent, at s = 1 its coefficient is flat, so that paraphrases get the same write. An MLP without a gate has
+the ramp α(s - θ) alone. The column written is delta over the neuron's largest coefficient on the fact's own rows,
+delta the target of `nmke.editors.targets` for that layer alone.
+
+Layers are filled one after another, the lowest first: what is written in one shifts what later layers read, and
+their neurons were not made to tell that from their subjects. Half of a layer's neurons may be taken, by what they do
+on ordinary text, E[k_i²]·‖w_i‖², least first; those of earlier edits are told by their reading, which differs from
+the unedited model's, so that undoing an edit frees them. Mask "random" takes as many at random, as a control.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nmke.config import EditConfig
-from nmke.editors.alphaedit import AlphaEdit
-from nmke.editors.memit import CovarianceSolver
-from nmke.editors.memory import KeyMemory
-from nmke.editors.method import STATISTICS, Directions, Method, methods
-from nmke.stats.covariance import LayerStats
-from nmke.types import Keys, Mask
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nmke.editors.keys import KeyPass
+from nmke.editors.method import INPUT_STATISTICS, STATISTICS, Batch, Method, methods
+from nmke.editors.pipeline import BatchResult, ProvisionalWrites, Stopwatch, mask_seed, target_site
+from nmke.editors.rows import with_second_anchors
+from nmke.editors.targets import Targets, optimise_targets
+from nmke.errors import ConfigError, NumericsError
+from nmke.models.blocks import LayerParts
+from nmke.models.load import EditableModel
+from nmke.models.read_in import coefficients
+from nmke.models.replay import Site
+from nmke.models.weights import ReadingMatrix
+from nmke.types import Columns, EditRequest, Gram, LayerUpdate, MatrixPlace, NeuronMask, Part
+
+LARGEST_SHARE = 0.5  # of a layer's neurons that edits may take before the next layer is begun
+Inputs = Float[Tensor, "edits d_model"]
+Chosen = Int[Tensor, " edits"]
 
 
 @dataclass(frozen=True)
-class Nmke:
-    """The solver that goes with the placement of the mask."""
+class OwnNeurons:
+    """Computes a batch; see the module.
 
-    def directions(
-        self, keys: Keys, stats: LayerStats, memory: KeyMemory, keep: Mask | None, config: EditConfig
-    ) -> Directions:
-        """See `Solver.directions`."""
-        solver = AlphaEdit() if config.placement == "after-solve" else CovarianceSolver(remember=True)
-        return solver.directions(keys, stats, memory, keep, config)
+    Args:
+        threshold: θ, the reading of the subject below which a neuron is silent; the subject itself reads 1.
+        sharpness: α, steepness of the activation's input.
+        ordinary_share: Weight of ordinary inputs in A and μ; the rest is the batch's own subjects.
+        name_share: Share of ordinary subjects in the ordinary inputs; the rest is text.
+        ridge: Added to A, in units of its mean diagonal.
+        slack: How far the reading may differ between the contexts of a fact: 0 not at all.
+    """
+
+    threshold: float = 0.55
+    sharpness: float = 64.0
+    ordinary_share: float = 0.7
+    name_share: float = 0.5
+    ridge: float = 1e-3
+    slack: float = 0.02
+
+    def __call__(self, batch: Batch) -> BatchResult:
+        """See `Compute`.
+
+        Raises:
+            ConfigError: If no layer has neurons left.
+            LayoutError: If the model does not show what its neurons read.
+            NumericsError: If a neuron does not fire for its own subject.
+        """
+        clock, model = Stopwatch(), batch.model
+        requests, owners = with_second_anchors(model, batch.requests)
+        homes = homes_of(batch, owners)
+        chosen = {layer: choose_own(batch, layer, homes.count(layer)) for layer in sorted(set(homes))}
+        with clock.stage("targets"):
+            targets = _find_targets(batch, requests, homes)
+        with clock.stage("keys"):
+            rows = KeyPass(model, requests, batch.contexts, tuple(chosen))
+            seen = _Seen.at_anchors(model, rows)
+        updates = []
+        with batch.progress.task("layers", total=len(chosen)) as task, ProvisionalWrites(model) as writes:
+            for layer, (index, mask) in chosen.items():
+                mine = [row for row, home in enumerate(homes) if home == layer]
+                with clock.stage("solve"):
+                    reading = self._reading(batch, layer, index, seen.read[layer], rows, mine)
+                    writes.add(reading)
+                    largest = _largest(
+                        model.layout.layers[layer], index, seen.entered[layer], rows.owner, mine
+                    )
+                    _check_fires(largest, [requests[row].id for row in mine], layer)
+                    updates.append(_with_columns(reading, targets.deltas[layer][mine], largest, mask))
+                    writes.add(updates[-1])
+                task.advance(1, f"layer {layer}: {len(index)} neurons")
+            with clock.stage("keys"):
+                memory = {layer: keys.float() for layer, keys in rows.collect()[0].items()}
+        masks = {layer: mask for layer, (_, mask) in chosen.items()}
+        return BatchResult(tuple(updates), memory, targets, masks, owners, {}, clock.seconds)
+
+    def detectors(
+        self, rows: Inputs, weights: Float[Tensor, "edits rows"], moment: Gram
+    ) -> tuple[Inputs, Inputs]:
+        """Directions u and c, one of each for every edit; float64.
+
+        Args:
+            rows: What the MLP is given at the subject in every context, [rows, d_model].
+            weights: Of each edit's rows in its mean, zero for those of other edits; every line adds up to 1.
+            moment: E[x₁ x₁ᵀ] of ordinary MLP inputs with a one below each, [d_model + 1, d_model + 1].
+        """
+        rows, weights, moment = rows.double(), weights.double(), moment.double()
+        subjects = weights @ rows
+        ordinary, own = self.ordinary_share, 1 - self.ordinary_share
+        system = ordinary * moment[:-1, :-1] + own * subjects.T @ subjects / len(subjects)
+        system.diagonal().add_(self.ridge * system.diagonal().mean())
+        mean = ordinary * moment[:-1, -1] + own * subjects.mean(dim=0)
+        solved = torch.linalg.solve(system, torch.cat([rows, mean[None]]).T).T
+        found = [self._even(rows[w > 0], solved[:-1][w > 0], w[w > 0], solved[-1]) for w in weights]
+        return torch.stack([u for u, _ in found]), torch.stack([c for _, c in found])
+
+    def _even(
+        self,
+        rows: Inputs,
+        solved: Inputs,
+        weights: Float[Tensor, " rows"],
+        constant: Float[Tensor, " d_model"],
+    ) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+        """By combinations of A⁻¹x, u and c that read about 1 in each row; u exactly 1 in the mean."""
+        overlaps = rows @ solved.T
+        slack = self.slack * overlaps.diagonal().mean() / (weights * len(weights))
+        wanted = torch.stack([torch.ones_like(weights), 1 - rows @ constant], dim=1)
+        u, c = torch.linalg.solve(overlaps + torch.diag(slack), wanted).T @ solved
+        return u / (weights * (rows @ u)).sum(), constant + c
+
+    def _reading(
+        self, batch: Batch, layer: int, index: Chosen, seen: Inputs, rows: KeyPass, mine: Sequence[int]
+    ) -> LayerUpdate:
+        """The new reading of the neurons of the rows `mine`; their writing stays."""
+        ordinary = batch.inputs[layer]
+        moment = (1 - self.name_share) * ordinary.text + self.name_share * ordinary.subjects
+        found, constants = (every[list(mine)] for every in self.detectors(seen, rows.weights, moment))
+        parts = batch.model.layout.layers[layer]
+        gap = 1 - self.threshold
+        ramp = (self.sharpness, -self.sharpness * self.threshold)
+        lines: dict[Part, tuple[float, float]] = {"up": ramp}
+        if parts.read_in.gate is not None:
+            lines = {"gate": ramp, "up": (-1 / gap, (2 - self.threshold) / gap)}
+        replaced = {
+            part: Columns(index.to(torch.int32).cpu(), _line(parts, part, found, constants, *line))
+            for part, line in lines.items()
+        }
+        empty = found.new_zeros(0, parts.d_mlp, dtype=torch.float32)
+        return LayerUpdate(
+            layer, found.new_zeros(found.shape[1], 0, dtype=torch.float32), empty, None, replaced
+        )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What every edited layer's MLP is given at the anchors, and what its neurons read, row by row."""
+
+    entered: dict[int, Float[Tensor, "rows d_model"]]
+    read: dict[int, Float[Tensor, "rows d_model"]]
+
+    @classmethod
+    def at_anchors(cls, model: EditableModel, rows: KeyPass) -> _Seen:
+        """On the model as it is."""
+        parts = {layer: model.layout.layers[layer] for layer in rows.layers}
+        entered = {("entered", layer): part.mlp for layer, part in parts.items()}
+        read = {("read", layer): part.read_in.behind_activation for layer, part in parts.items()}
+        found = rows.at_anchors({**entered, **read})
+        return cls({i: found["entered", i] for i in parts}, {i: found["read", i] for i in parts})
+
+
+def own_layers(n_layers: int) -> tuple[int, ...]:
+    """A sixth of the layers, a little behind the middle: edits there generalize best (`docs/research.md`)."""
+    if n_layers <= 5:
+        return (max(0, n_layers // 2 - 1),)
+    first = round(0.53 * n_layers)
+    return tuple(range(first, max(first + 1, round(0.7 * n_layers))))
+
+
+def homes_of(batch: Batch, owners: Sequence[int]) -> list[int]:
+    """The layer that takes each row of the batch: the first that has room, the last one when none has.
+
+    Args:
+        batch: What is edited.
+        owners: The request of each row; second anchors, at the end, stay with their request.
+    """
+    room = {}
+    for layer in batch.layers:
+        free = free_neurons(batch.model, layer)
+        room[layer] = int(free.sum()) - int((1 - LARGEST_SHARE) * len(free))
+    homes: list[int] = []
+    for row, owner in enumerate(owners):
+        home = homes[owner] if owner < row else next((i for i in room if room[i] > 0), batch.layers[-1])
+        room[home] -= 1
+        homes.append(home)
+    return homes
+
+
+def _find_targets(batch: Batch, requests: Sequence[EditRequest], homes: Sequence[int]) -> Targets:
+    """Targets of every request for its own layer alone; the rows of other layers are zero there."""
+    model, config = batch.model, batch.config
+    sites = {target_site(model, config, (layer,)) for layer in homes}
+    site: Site = "block" if sites == {"block"} else "down_proj"
+    shape = (len(requests), model.layout.d_model)
+    losses, probabilities, steps = ([0.0] * len(requests), [0.0] * len(requests), [0] * len(requests))
+    deltas: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    for layer in sorted(set(homes)):
+        mine = [row for row, home in enumerate(homes) if home == layer]
+        asked = [requests[row] for row in mine]
+        found = optimise_targets(model, asked, batch.contexts, (layer,), site, config, batch.progress)
+        for every, own in ((deltas, found.deltas[layer]), (values, found.values[layer])):
+            every[layer] = own.new_zeros(shape)
+            every[layer][mine] = own
+        for place, row in enumerate(mine):
+            losses[row], probabilities[row] = found.losses[place], found.probabilities[place]
+            steps[row] = found.steps[place]
+    return Targets(site, tuple(deltas), deltas, values, tuple(losses), tuple(probabilities), tuple(steps))
+
+
+def choose_own(batch: Batch, layer: int, count: int) -> tuple[Chosen, NeuronMask]:
+    """The neurons of a layer that a batch takes.
+
+    Args:
+        batch: What is edited, with mask "least" or "random".
+        layer: Where.
+        count: How many are needed, one for each row of the batch.
+
+    Returns:
+        Their indices, one per row, and the mask for the record.
+
+    Raises:
+        ConfigError: If fewer are left.
+    """
+    free = free_neurons(batch.model, layer)
+    available = int(free.sum())
+    if available < count:
+        raise ConfigError(
+            f"{count} neurons of layer {layer} were asked for; {available} of {len(free)} are not held by earlier "
+            "edits: edit more layers, undo superseded edits, or begin another run"
+        )
+    if batch.config.mask == "random":
+        generator = torch.Generator().manual_seed(mask_seed(batch.config, batch.turn, layer))
+        order = torch.rand(len(free), generator=generator).to(free.device)
+    else:
+        order = importance(batch, layer)
+    index = order.double().masked_fill(~free, float("inf")).argsort(stable=True)[:count]
+    keep = torch.zeros_like(free)
+    keep[index] = True
+    counts = {"kept": float(count), "d_mlp": float(len(free)), "free": float(available)}
+    return index, NeuronMask(keep, counts)
+
+
+def free_neurons(model: EditableModel, layer: int) -> Tensor:
+    """True where a neuron reads what it reads in the unedited model, [d_mlp]."""
+    parts = model.layout.layers[layer]
+    place = MatrixPlace(layer, "up" if parts.read_in.gate is None else "gate")
+    now = parts.matrix(place.part).read()
+    return (now == model.unedited.get(place, now)).all(dim=0)
+
+
+def importance(batch: Batch, layer: int) -> Float[Tensor, " d_mlp"]:
+    """E[k_i²]·‖w_i‖² on ordinary text: how much each neuron of the unedited model writes."""
+    model = batch.model
+    now = model.layout.layers[layer].matrix("down").read()
+    column = model.unedited.get(MatrixPlace(layer), now).double()
+    return batch.stats[layer].mean_squares.double().to(column.device) * column.square().sum(dim=0)
+
+
+def _line(
+    parts: LayerParts, part: Part, found: Inputs, constants: Inputs, slope: float, offset: float
+) -> Float[Tensor, "rows edits"]:
+    """Columns that read slope · u·x + offset, in the weights' type."""
+    matrix = parts.matrix(part)
+    columns = slope * found.T
+    if isinstance(matrix, ReadingMatrix) and matrix.has_bias:
+        columns = torch.cat([columns, columns.new_full((1, columns.shape[1]), offset)])
+    else:
+        columns = columns + offset * constants.T
+    return columns.to(matrix.read())
+
+
+@torch.no_grad()
+def _largest(
+    parts: LayerParts,
+    index: Chosen,
+    entered: Float[Tensor, "rows d_model"],
+    owner: Int[Tensor, " rows"],
+    mine: Sequence[int],
+) -> Float[Tensor, " edits"]:
+    """The largest coefficient of each of the neurons `index` over the rows of its own edit, `mine` in order."""
+    weight = parts.matrix("down").read()
+    found = coefficients(parts.mlp, parts.down_proj, entered[None].to(weight))[0][:, index.to(weight.device)]
+    rows = [owner == edit for edit in mine]
+    return torch.stack([found[row, place].max() for place, row in enumerate(rows)]).double()
+
+
+def _check_fires(largest: Float[Tensor, " edits"], ids: Sequence[str], layer: int) -> None:
+    for name, coefficient in zip(ids, largest.tolist(), strict=True):
+        if not coefficient > 0:
+            raise NumericsError(
+                f"edit {name!r}, layer {layer}: its neuron does not fire for its subject (coefficient "
+                f"{coefficient:.2g}); load the model in float32, or edit fewer facts at once"
+            )
+
+
+def _with_columns(
+    reading: LayerUpdate, deltas: Float[Tensor, "edits d_model"], largest: Tensor, mask: NeuronMask
+) -> LayerUpdate:
+    """The whole neurons: their reading, and columns that write the deltas at the largest coefficient."""
+    like = next(iter(reading.replaced.values()))
+    columns = (deltas.double().to(largest.device) / largest[:, None]).T.to(like.values)
+    replaced = {**reading.replaced, "down": Columns(like.index, columns.contiguous())}
+    return LayerUpdate(reading.layer, reading.left, reading.right, mask, replaced)
 
 
 methods.register(
     "nmke",
     Method(
-        Nmke(),
-        defaults={
-            "mask": "entropy",
-            "mask_scope": "edit",
-            "attribution": "write",
-            "targets": "joint",
-            "lr": 0.2,
-            "stop_loss": 0.15,
-            "covariance_weight": 300.0,
-            "l2": 1.0,
-        },
-        edit_masks=True,
-        batch_defaults={
-            "mask_scope": "batch",
-            "attribution": "mpc",
-            "attribution_token": "subject",
-            "targets": "auto",
-            "lr": 0.5,
-            "stop_loss": 0.05,
-        },
+        compute=OwnNeurons(),
+        defaults={"mask": "least"},
+        masks=("least", "random"),
+        layers=own_layers,
+        remembers=False,
+        linear="nmke-linear",
     ),
     source="arXiv:2510.22139",
-    summary="each edit written into its own few neurons, its residual met there",
-    needs=(STATISTICS,),
-    doc=__doc__,
-)
-methods.register(
-    "nmke-published",
-    Method(
-        Nmke(),
-        defaults={"mask": "entropy", "placement": "after-solve", "covariance_weight": 1_000.0, "l2": 10.0},
-    ),
-    source="arXiv:2510.22139",
-    summary="AlphaEdit's update with the columns of unselected neurons zeroed, as published",
-    needs=(STATISTICS,),
+    summary="every fact gets a whole neuron of its own, which fires for its subject only",
+    needs=(STATISTICS, INPUT_STATISTICS),
     doc=__doc__,
 )

@@ -62,6 +62,14 @@ class LayerParts:
         """
         return find_read_in(self.mlp, self.down_proj, self.down_proj_name)
 
+    @property
+    def shows_readings(self) -> bool:
+        """Whether `read_in` can be had."""
+        try:
+            return self.read_in is not None
+        except LayoutError:
+            return False
+
     def linear(self, part: Part) -> tuple[nn.Module, str]:
         """One of the MLP's linear layers, and its path in the model.
 

@@ -1,7 +1,7 @@
 """Ordinary subjects: invented names of people, places, bodies and works, in the beginnings of plain sentences.
 
 The end of a name in a sentence about it looks like any other such end, and like little else in running text; so do the
-first tokens of a text. What is to answer to one subject only (`nmke.editors.own_neurons`) is therefore also told from
+first tokens of a text. What is to answer to one subject only (`nmke.editors.nmke`) is therefore also told from
 these.
 """
 
