@@ -57,12 +57,12 @@ class OwnNeurons:
         slack: How far the reading may differ between the contexts of a fact: 0 not at all.
     """
 
-    threshold: float = 0.6
+    threshold: float = 0.55
     sharpness: float = 64.0
     ordinary_share: float = 0.7
     name_share: float = 0.5
     ridge: float = 1e-3
-    slack: float = 0.1
+    slack: float = 0.02
 
     def __call__(self, batch: Batch) -> BatchResult:
         """See `Compute`.
@@ -102,8 +102,8 @@ class OwnNeurons:
 
     def detectors(
         self, rows: Inputs, weights: Float[Tensor, "edits rows"], moment: Gram
-    ) -> tuple[Inputs, Float[Tensor, " d_model"]]:
-        """Directions u, one for each edit, and c; float64.
+    ) -> tuple[Inputs, Inputs]:
+        """Directions u and c, one of each for every edit; float64.
 
         Args:
             rows: What the MLP is given at the subject in every context, [rows, d_model].
@@ -117,17 +117,22 @@ class OwnNeurons:
         system.diagonal().add_(self.ridge * system.diagonal().mean())
         mean = ordinary * moment[:-1, -1] + own * subjects.mean(dim=0)
         solved = torch.linalg.solve(system, torch.cat([rows, mean[None]]).T).T
-        found = [self._even(rows[w > 0], solved[:-1][w > 0], w[w > 0]) for w in weights]
-        return torch.stack(found), solved[-1]
+        found = [self._even(rows[w > 0], solved[:-1][w > 0], w[w > 0], solved[-1]) for w in weights]
+        return torch.stack([u for u, _ in found]), torch.stack([c for _, c in found])
 
     def _even(
-        self, rows: Inputs, solved: Inputs, weights: Float[Tensor, " rows"]
-    ) -> Float[Tensor, " d_model"]:
-        """The combination of A⁻¹x that reads about 1 in each row and exactly 1 in the mean."""
+        self,
+        rows: Inputs,
+        solved: Inputs,
+        weights: Float[Tensor, " rows"],
+        constant: Float[Tensor, " d_model"],
+    ) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+        """By combinations of A⁻¹x, u and c that read about 1 in each row; u exactly 1 in the mean."""
         overlaps = rows @ solved.T
         slack = self.slack * overlaps.diagonal().mean() / (weights * len(weights))
-        combined = torch.linalg.solve(overlaps + torch.diag(slack), torch.ones_like(weights)) @ solved
-        return combined / (weights * (rows @ combined)).sum()
+        wanted = torch.stack([torch.ones_like(weights), 1 - rows @ constant], dim=1)
+        u, c = torch.linalg.solve(overlaps + torch.diag(slack), wanted).T @ solved
+        return u / (weights * (rows @ u)).sum(), constant + c
 
     def _reading(
         self, batch: Batch, layer: int, index: Chosen, seen: Inputs, rows: KeyPass, mine: Sequence[int]
@@ -135,8 +140,7 @@ class OwnNeurons:
         """The new reading of the neurons of the rows `mine`; their writing stays."""
         ordinary = batch.inputs[layer]
         moment = (1 - self.name_share) * ordinary.text + self.name_share * ordinary.subjects
-        every, constant = self.detectors(seen, rows.weights, moment)
-        found = every[list(mine)]
+        found, constants = (every[list(mine)] for every in self.detectors(seen, rows.weights, moment))
         parts = batch.model.layout.layers[layer]
         gap = 1 - self.threshold
         ramp = (self.sharpness, -self.sharpness * self.threshold)
@@ -144,7 +148,7 @@ class OwnNeurons:
         if parts.read_in.gate is not None:
             lines = {"gate": ramp, "up": (-1 / gap, (2 - self.threshold) / gap)}
         replaced = {
-            part: Columns(index.to(torch.int32).cpu(), _line(parts, part, found, constant, *line))
+            part: Columns(index.to(torch.int32).cpu(), _line(parts, part, found, constants, *line))
             for part, line in lines.items()
         }
         empty = found.new_zeros(0, parts.d_mlp, dtype=torch.float32)
@@ -269,7 +273,7 @@ def importance(batch: Batch, layer: int) -> Float[Tensor, " d_mlp"]:
 
 
 def _line(
-    parts: LayerParts, part: Part, found: Inputs, constant: Tensor, slope: float, offset: float
+    parts: LayerParts, part: Part, found: Inputs, constants: Inputs, slope: float, offset: float
 ) -> Float[Tensor, "rows edits"]:
     """Columns that read slope · u·x + offset, in the weights' type."""
     matrix = parts.matrix(part)
@@ -277,7 +281,7 @@ def _line(
     if isinstance(matrix, ReadingMatrix) and matrix.has_bias:
         columns = torch.cat([columns, columns.new_full((1, columns.shape[1]), offset)])
     else:
-        columns = columns + offset * constant[:, None]
+        columns = columns + offset * constants.T
     return columns.to(matrix.read())
 
 
