@@ -31,9 +31,9 @@ from nmke.types import EditRequest
 from record import commit, write_record
 
 DATA = {
-    "counterfact": (COUNTERFACT, 11_000),
-    "zsre": ("zsre.jsonl", 1_000),
-}  # first record of those for tuning
+    "counterfact": (COUNTERFACT, 15_000),
+    "zsre": ("zsre.jsonl", 2_000),
+}  # first records, which no setting was tuned on
 METHODS: dict[str, dict[str, Any]] = {
     "nmke-own": {"method": "nmke-own"},
     "nmke-own, random neurons": {"method": "nmke-own", "mask": "random"},
