@@ -3,11 +3,11 @@
 One cell is one method on one stream of facts: edited batch after batch, and scored at the checkpoints on 100 facts spread
 evenly over all that were edited so far (teacher-forced, two paraphrases and three neighbours each), with the perplexity
 of WikiText-2 test. Cells of the same facts are compared fact by fact: paired 95 % intervals of reliability,
-generalization, locality and their mean, against `nmke-own`. Paraphrases of CounterFact are the derived ones.
+generalization, locality and their mean, against `nmke`. Paraphrases of CounterFact are the derived ones.
 Runs and scores are kept under build/research/streams, so that an interrupted stream goes on where it stopped; the record
 holds every cell that reached a checkpoint.
 
-    python benchmarks/research/streams.py "nmke-own" "nmke, no mask" [--data zsre] [--edits 1000] [--batch 100]
+    python benchmarks/research/streams.py "nmke" "nmke, no mask" [--data zsre] [--edits 1000] [--batch 100]
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from nmke.types import EditRequest
 from record import commit, write_record
 
 DATA = {
-    "counterfact": (COUNTERFACT, 11_000),
-    "zsre": ("zsre.jsonl", 1_000),
-}  # first record of those for tuning
+    "counterfact": (COUNTERFACT, 15_000),
+    "zsre": ("zsre.jsonl", 2_000),
+}  # first records, which no setting was tuned on
 METHODS: dict[str, dict[str, Any]] = {
-    "nmke-own": {"method": "nmke-own"},
-    "nmke-own, random neurons": {"method": "nmke-own", "mask": "random"},
-    "nmke": {"method": "nmke"},
-    "nmke, no mask": {"method": "nmke", "mask": "none"},
-    "nmke, random masks": {"method": "nmke", "mask": "random"},
+    "nmke": {},
+    "nmke, random neurons": {"mask": "random"},
+    "nmke, no mask": {"mask": "none"},
+    "nmke-linear": {"method": "nmke-linear"},
+    "nmke-linear, random masks": {"method": "nmke-linear", "mask": "random"},
     "alphaedit": {"method": "alphaedit"},
     "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
 }
 CHECKPOINTS = (100, 300, 500, 1_000, 2_000)
 SCORED, NEIGHBOURS, HELD_OUT_TOKENS = 100, 3, 4_096
 METRICS = ("reliability", "generalization", "locality")
-REFERENCE = "nmke-own"
+REFERENCE = "nmke"
 FOLDER = KEPT / "streams"
 Json = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """NMKE: a neuron of its own for every fact; a little-used neuron is rewritten, input and output, to hold it.
 
-Source: Liu et al. 2025, arXiv:2510.22139, for editing few, chosen neurons per fact; the neurons that ordinary text can spare
-are chosen here.
+Source: Liu et al. 2025, arXiv:2510.22139, for editing few, chosen neurons per fact; those that ordinary text can
+spare are chosen here.
 Differs: The input of an MLP at a subject's last token tells the subject from other text almost without error, so a
 fact gets a whole neuron (gate row, up row, down column) instead of a linear change of columns that every text uses.
 The paper's masks of columns are `nmke-linear` and `nmke-published` (`nmke.editors.nmke_linear`).
