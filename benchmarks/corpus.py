@@ -33,7 +33,7 @@ from nmke.stats.store import CorpusSpec, StatsStore
 from record import write_record
 
 LAYERS = (4, 5, 6, 7, 8)
-METHODS = {"alphaedit": {}, "nmke, one mask per batch": {"mask_scope": "batch"}}
+METHODS = {"alphaedit": {}, "nmke-linear, one mask per batch": {"mask_scope": "batch"}}
 TOKENS = (10_000, 30_000, 100_000)
 
 

@@ -1,9 +1,9 @@
 """Speed and quality of 50 CounterFact edits in batches of 10, scored after the last edit.
 
 Runs the command line itself, one process per method, so that seconds and peak memory are those of a user:
-smollm2-135m, layers 4-8, at most 25 steps, the first 50 records of counterfact_full500 (two true paraphrases
-and ten neighbours each). Settings were tuned on other records. Controls: the same with no mask and with random
-masks of equal size, one mask per batch as the paper has it, NMKE as published, AlphaEdit without bfloat16 products.
+smollm2-135m, each method's own layers, at most 25 steps, the first 50 records of counterfact_full500 (two true paraphrases
+and ten neighbours each). Settings were tuned on other records. Controls: random neurons, no mask, masks per edit and per
+batch in a linear solve, NMKE as published, AlphaEdit without bfloat16 products.
 
     python benchmarks/speed_quality.py [--limit 50] [--only NAME ...] [--keep]
 """
@@ -25,10 +25,14 @@ from record import RESULTS, write_record
 RUNS: dict[str, list[str]] = {
     "alphaedit": ["--method", "alphaedit"],
     "nmke": ["--method", "nmke"],
-    "nmke, random masks of equal size": ["--method", "nmke", "--mask", "random"],
+    "nmke, random neurons": ["--method", "nmke", "--mask", "random"],
     "nmke, no mask": ["--method", "nmke", "--mask", "none"],
-    "nmke, one mask per batch": ["--method", "nmke", "--mask-scope", "batch"],
-    "nmke, one random mask per batch": ["--method", "nmke", "--mask-scope", "batch", "--mask", "random"],
+    "nmke-linear": ["--method", "nmke-linear"],
+    "nmke-linear, random masks of equal size": ["--method", "nmke-linear", "--mask", "random"],
+    "nmke-linear, one mask per batch": ["--method", "nmke-linear", "--mask-scope", "batch"],
+    "nmke-linear, one random mask per batch": [
+        "--method", "nmke-linear", "--mask-scope", "batch", "--mask", "random",
+    ],
     "nmke-published": ["--method", "nmke-published"],
     "memit-memory": ["--method", "memit-memory"],
     "alphaedit, float32 products": ["--method", "alphaedit", "--products", "float32"],
@@ -61,8 +65,6 @@ def run(facts: Path, limit: int, flags: list[str], folder: Path) -> dict[str, An
     command += [
         "--batch-size",
         "10",
-        "--layers",
-        "4,5,6,7,8",
         "--steps",
         "25",
         "-o",

@@ -30,9 +30,9 @@ from record import commit, machine, write_record
 MODEL, LAYERS, BATCH = "smollm2-135m", (4, 5, 6, 7, 8), 10
 RUNS: dict[str, dict[str, Any]] = {
     "alphaedit": {"method": "alphaedit"},
-    "nmke": {"method": "nmke"},
-    "nmke, random masks of equal size": {"method": "nmke", "mask": "random"},
-    "nmke, one mask per batch": {"method": "nmke", "mask_scope": "batch"},
+    "nmke-linear": {"method": "nmke-linear"},
+    "nmke-linear, random masks of equal size": {"method": "nmke-linear", "mask": "random"},
+    "nmke-linear, one mask per batch": {"method": "nmke-linear", "mask_scope": "batch"},
     "nmke-published": {"method": "nmke-published"},
     "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
 }

@@ -185,7 +185,7 @@ def main() -> None:
         "batch": FACTS,
         "layers": list(EDITED),
         "protocol": f"teacher_forced, after the batch; two true paraphrases, {NEIGHBOURS} neighbours",
-        "method": "nmke, spread targets found once per seed and choice of layers",
+        "method": "nmke-linear, spread targets found once per seed and choice of layers",
     }
     print(write_record("finding_quality", {"setup": setup, "missing": pieces.missing, "cells": cells}))
 

@@ -1,6 +1,6 @@
 """For whom do a fact's neurons fire? Own subjects, other facts' subjects, neighbours and paraphrases, by how they are read.
 
-Readings of `nmke-own` are made for 300 facts in batches, as the method makes them, and looked at in the unedited model;
+Readings of `nmke` are made for 300 facts in batches, as the method makes them, and looked at in the unedited model;
 nothing is written. A reading is turned into the neuron's coefficient as a share of its largest one. Per cell: the lowest
 and the mean share over a fact's own contexts; the mean share, and how many reach .6, at paraphrases (which put a
 sentence of other things in front); and how many rows of other subjects, prompts of neighbours and paraphrases

@@ -182,14 +182,17 @@ class WeightsState:
         return found
 
     def drift(self) -> dict[int, float]:
-        """‖W - W_base‖ / ‖W_base‖ per layer that differs from the base, over those of its matrices that do."""
-        moved: dict[int, list[Tensor]] = {}
-        sizes: dict[int, list[Tensor]] = {}
-        for place in sorted(self._changed()):
-            base, now = self.before_and_after(place)
-            moved.setdefault(place.layer, []).append((now.float() - base.float()).norm())
-            sizes.setdefault(place.layer, []).append(base.float().norm())
-        return {i: float(torch.stack(moved[i]).norm() / torch.stack(sizes[i]).norm()) for i in moved}
+        """‖W - W_base‖ / ‖W_base‖ of every down-projection that differs from the base.
+
+        What neurons read is left out: a row that tells one subject from all else is large by its steepness, which says
+        nothing about how far the model is from what it was.
+        """
+        found = {}
+        for place in self._changed():
+            if place.part == "down":
+                base, now = (matrix.float() for matrix in self.before_and_after(place))
+                found[place.layer] = float((now - base).norm() / base.norm())
+        return found
 
     def content_hash(self) -> str:
         """Hash of the edited model: the base's fingerprint, each tensor that differs from it, what is recalled."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nmke.cli.batches import Outcome
     from nmke.health import HealthReport
     from nmke.session import EditSession
-    from nmke.types import EditRequest
+    from nmke.types import EditRequest, MatrixPlace
 
 SHOWN_FAILURES = 8
 
@@ -85,14 +85,15 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
     drift = session.weights.drift()
     columns: tuple[str, ...] = ("layer", "columns changed", "drift")
     rows: list[tuple[str, ...]] = [
-        (c.place.label, _share(c.columns, c.of), f"{drift[c.layer]:.2%}") for c in changes
+        (c.place.label, _share(c.columns, c.of), _drift(c.place, drift)) for c in changes
     ]
-    if masks:
+    note = "drift: ‖ΔW‖/‖W‖ of the down-projection against the base"
+    if masks and not any("free" in detail for detail in masks.values()):  # whole neurons are the columns themselves
         columns += ("neurons selected", "entropy")
         rows = [row + _selected(masks.get(c.layer)) for row, c in zip(rows, changes, strict=True)]
+        note += "; neurons and entropies: of the last batch"
     table(columns, rows, right=columns)
-    note = "drift: ‖ΔW‖/‖W‖ against the base"
-    fact("", note + ("; neurons and entropies: of the last batch" if masks else ""))
+    fact("", note)
     names = [c.name for c in changes]
     count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
     fact("changed", f"{count}: {names[0]}{f' … {names[-1]}' if len(names) > 1 else ''}")
@@ -132,8 +133,6 @@ def health_text(outcome: Outcome) -> str:
 def _selected(detail: dict[str, float] | None) -> tuple[str, str]:
     if detail is None:
         return "", ""
-    if "free" in detail:
-        return f"{detail['kept']:.0f}, of {detail['free']:.0f} free ones", ""
     if "edit_entropy" in detail:
         return f"{detail['kept']:.0f}, {detail['kept_per_edit']:.0f} an edit", f"{detail['edit_entropy']:.2f}"
     return _share(
@@ -142,12 +141,18 @@ def _selected(detail: dict[str, float] | None) -> tuple[str, str]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole} ({part / whole:.0%})"
+    share = part / whole
+    return f"{part} of {whole} ({share:.0%})" if share >= 0.01 else f"{part} of {whole} ({share:.2%})"
+
+
+def _drift(place: MatrixPlace, drift: dict[int, float]) -> str:
+    return f"{drift[place.layer]:.2%}" if place.part == "down" else ""
 
 
 def _counts(session: EditSession, outcome: Outcome) -> str:
     config, per_edit = session.config, outcome.seconds_per_edit
-    layers = ", ".join(map(str, config.layers or ()))
+    changed = sorted({change.layer for change in session.changed()})
+    layers = ", ".join(map(str, changed or config.layers or ()))
     text = (
         f"{len(outcome.with_status('written'))} of {outcome.n_edits} written with {config.method!r} "
         f"into layers {layers}"
