@@ -31,7 +31,12 @@ RUNS: dict[str, list[str]] = {
     "nmke-linear, random masks of equal size": ["--method", "nmke-linear", "--mask", "random"],
     "nmke-linear, one mask per batch": ["--method", "nmke-linear", "--mask-scope", "batch"],
     "nmke-linear, one random mask per batch": [
-        "--method", "nmke-linear", "--mask-scope", "batch", "--mask", "random",
+        "--method",
+        "nmke-linear",
+        "--mask-scope",
+        "batch",
+        "--mask",
+        "random",
     ],
     "nmke-published": ["--method", "nmke-published"],
     "memit-memory": ["--method", "memit-memory"],

@@ -217,6 +217,25 @@ def _streams() -> str:
     return _table(header, rows)
 
 
+def _paired() -> str:
+    """The paired differences in the record of long streams."""
+    rows = []
+    for name, cells in _cells("research_streams").items():
+        for cell in cells:
+            setup = cell["setup"]
+            for edits, point in cell["points"].items():
+                if found := point.get("reference_minus_this"):
+                    where = (setup["model"], setup["data"], f"{setup['batch']}", f"{int(edits):,}")
+                    *single, mean = (_difference(found[metric]) for metric in (*SCORES, "mean"))
+                    sure = found["mean"]["low"] > 0 or found["mean"]["high"] < 0
+                    rows.append((f"`{name}`", *where, *single, f"**{mean}**" if sure else mean))
+    return _table(("against", "model", "data", "batch", "edits", *SCORES, "mean"), rows)
+
+
+def _difference(estimate: dict[str, float]) -> str:
+    return f"{estimate['mean']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
+
+
 def _corpus() -> str:
     """The committed record of two kinds of text for key statistics."""
     cells: Any = _cells("corpus")
@@ -366,6 +385,7 @@ TABLES = {
     "own": _own,
     "readings": _readings,
     "streams": _streams,
+    "paired": _paired,
     "quick": _quick,
     "leaderboard": _leaderboard,
     "compatibility": _compatibility,

@@ -43,6 +43,7 @@ CELLS: dict[str, tuple[int, int, OwnNeurons]] = {
     "layer 16, batches of 10": (16, 10, OwnNeurons()),
     "layer 16, single facts": (16, 1, OwnNeurons()),
     "layer 16, contexts not evened out": (16, 100, OwnNeurons(slack=1e6)),
+    "layer 16, threshold 0.5": (16, 100, OwnNeurons(threshold=0.5)),
     "layer 16, threshold 0.6": (16, 100, OwnNeurons(threshold=0.6)),
     "layer 16, threshold 0.7": (16, 100, OwnNeurons(threshold=0.7)),
     "layer 8, batches of 100": (8, 100, OwnNeurons()),
@@ -52,7 +53,7 @@ CELLS: dict[str, tuple[int, int, OwnNeurons]] = {
 
 
 class Seen:
-    """What one layer's MLP is given: at the facts' anchors, and at every token of other prompts but the first.
+    """What one layer's MLP is given: at the facts' anchors, and at every token of other prompts.
 
     Args:
         model: The unedited model.
@@ -86,13 +87,14 @@ class Seen:
             stop_after(self.model.layout.layers[self.layer].block),
         ):
             self.model.model(**self.model.inputs(batch))
-        return in_rows(found[0], 1)[0, 1:].double()
+        return in_rows(found[0], 1)[0].double()
 
 
-def share(reading: Tensor, threshold: float) -> Tensor:
-    """The coefficient as a share of its largest one."""
-    top = 2 - threshold
-    return (reading - threshold).clamp(min=0) * (top - reading).clamp(min=0) / (1 - threshold) ** 2
+def share(inputs: Tensor, u: Tensor, c: Tensor, threshold: float) -> Tensor:
+    """The coefficients as a share of that at u·x = c·x = 1, [inputs, facts]."""
+    reading, one = inputs @ u.T, inputs @ c.T
+    rise, fall = reading - threshold * one, (2 - threshold) * one - reading
+    return rise.clamp(min=0) * fall.clamp(min=0) / (1 - threshold) ** 2
 
 
 def cell(seen: Seen, method: OwnNeurons, batch: int, store: StatsStore) -> Json:
@@ -107,11 +109,11 @@ def cell(seen: Seen, method: OwnNeurons, batch: int, store: StatsStore) -> Json:
     for start in range(0, len(seen.requests), batch):
         weights = rows.weights[start : start + batch]
         mine = weights.sum(dim=0) > 0
-        found.append(method.detectors(seen.anchors[mine], weights[:, mine], moment)[0])
-    readings = torch.cat(found)
+        found.append(method.detectors(seen.anchors[mine], weights[:, mine], moment))
+    u, c = (torch.cat(each) for each in zip(*found, strict=True))
     subjects = [request.subject for request in seen.requests]
     same = torch.tensor([[a == b for b in subjects] for a in subjects])
-    at = share(seen.anchors @ readings.T, method.threshold)
+    at = share(seen.anchors, u, c, method.threshold)
     own = at.gather(1, rows.owner[:, None])[:, 0]
     others = at.masked_fill(same[rows.owner], 0.0).amax(dim=1)
     content: Json = {
@@ -121,7 +123,7 @@ def cell(seen: Seen, method: OwnNeurons, batch: int, store: StatsStore) -> Json:
     for kind, prompts in seen.prompts.items():
         shares, hits = [], []
         for (fact, text_), tokens in zip(prompts, seen.tokens[kind], strict=True):
-            reached = share(tokens @ readings.T, method.threshold).amax(dim=0)
+            reached = share(tokens, u, c, method.threshold).amax(dim=0)
             named = torch.tensor([subject in text_ for subject in subjects]) | same[fact]
             shares.append(float(reached[fact]))
             hits.append(float(reached.masked_fill(named, 0.0).max() > HIT))

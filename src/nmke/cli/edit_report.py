@@ -88,7 +88,9 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
         (c.place.label, _share(c.columns, c.of), _drift(c.place, drift)) for c in changes
     ]
     note = "drift: ‖ΔW‖/‖W‖ of the down-projection against the base"
-    if masks and not any("free" in detail for detail in masks.values()):  # whole neurons are the columns themselves
+    if masks and not any(
+        "free" in detail for detail in masks.values()
+    ):  # whole neurons are the columns themselves
         columns += ("neurons selected", "entropy")
         rows = [row + _selected(masks.get(c.layer)) for row, c in zip(rows, changes, strict=True)]
         note += "; neurons and entropies: of the last batch"

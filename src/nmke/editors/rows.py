@@ -1,8 +1,10 @@
 """Token rows of a batch of requests: every context times every prompt, with the subject's last token as anchor.
 
-Position 0 is an attention sink in models without BOS: what is written there is lost a few layers later. A row
-whose subject's last token stands there is left out; the rows with a context in front remain, and a second
-request, whose subject is longer by one word, carries the fact for the bare prompt ("Japan uses" for "Japan").
+Position 0 is an attention sink in models without BOS: what is written there is lost a few layers later, and all that
+comes behind looks at it. Behind some first tokens the next position is another one, with nearly the same state ("Phil
+Jackson" in SmolLM2). A row whose subject's last token is a sink is left out; the rows with a context in front
+remain, and a second request, whose subject is longer by one word, carries the fact for the bare prompt ("Japan uses"
+for "Japan").
 """
 
 from __future__ import annotations
@@ -10,11 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch.nn.functional import cosine_similarity
+
 from nmke.errors import RequestError
 from nmke.models.load import EditableModel
+from nmke.models.replay import in_rows
+from nmke.models.tokens import pad_batch
+from nmke.models.tracing import record_outputs, stop_after
 from nmke.types import EditRequest
 
 KL_SUFFIX = " is a"
+SINK_COSINE = 0.95  # of states in the middle of the model; sinks of SmolLM2 reach .998, other tokens .7
+FARTHEST_SINK = 3  # position; sinks besides position 0 were seen at position 1 only
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,14 @@ class BareRequest(EditRequest):
 
 
 def prompt_rows(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> list[PromptRow]:
-    """The request's prompt behind each context, without rows whose anchor is position 0.
+    """The request's prompt behind each context, without rows whose anchor is an attention sink.
 
     Raises:
         RequestError: If the prompt is longer than the model can read, or no row is left.
     """
     used = contexts[:1] if isinstance(request, BareRequest) else contexts
     rows = [_row(model, context, request.text, request.subject_end) for context in used]
-    kept = [row for row in rows if row.anchor > 0]
+    kept = [row for row in rows if not _sinks(model, row)]
     if not kept:
         raise RequestError(
             f"edit {request.id!r}: the subject {request.subject!r} is the model's first token in every context; "
@@ -57,7 +67,7 @@ def prompt_rows(model: EditableModel, request: EditRequest, contexts: Sequence[s
 def with_second_anchors(
     model: EditableModel, requests: Sequence[EditRequest]
 ) -> tuple[tuple[EditRequest, ...], tuple[int, ...]]:
-    """The requests, followed by one with a longer subject for each whose bare prompt has its anchor at position 0.
+    """The requests, followed by one with a longer subject for each whose bare prompt has its anchor at a sink.
 
     Returns:
         Requests, and for each the index of the request it belongs to.
@@ -72,12 +82,12 @@ def with_second_anchors(
 
 
 def _longer_subject(model: EditableModel, request: EditRequest) -> BareRequest | None:
-    if _row(model, "", request.text, request.subject_end).anchor > 0:
+    if not _sinks(model, _row(model, "", request.text, request.subject_end)):
         return None
     before, _, after = request.prompt.partition("{}")
     for end in range(1, len(after) + 1):
         at_word_end = end == len(after) or after[end].isspace()
-        if at_word_end and _row(model, "", request.text, request.subject_end + end).anchor > 0:
+        if at_word_end and not _sinks(model, _row(model, "", request.text, request.subject_end + end)):
             subject = request.subject + after[:end]
             template = f"{before}{{}}{after[end:]}"
             return BareRequest(template, subject, request.target_new, id=f"{request.id}+")
@@ -85,10 +95,26 @@ def _longer_subject(model: EditableModel, request: EditRequest) -> BareRequest |
 
 
 def kl_row(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> PromptRow:
-    """The prompt "{subject} is a", behind the first context that moves the subject off position 0."""
+    """The prompt "{subject} is a", behind the first context that moves the subject off a sink."""
     text, end = request.subject + KL_SUFFIX, len(request.subject)
     rows = (_row(model, context, text, end) for context in contexts)
-    return next((row for row in rows if row.anchor > 0), _row(model, contexts[0], text, end))
+    return next((row for row in rows if not _sinks(model, row)), _row(model, contexts[0], text, end))
+
+
+@torch.no_grad()
+def _sinks(model: EditableModel, row: PromptRow) -> bool:
+    """Whether the anchor is an attention sink: position 0, or near it with the same state as position 0."""
+    if row.anchor == 0 or not row.bare or row.anchor > FARTHEST_SINK:
+        return row.anchor == 0
+    ids = row.ids[: row.anchor + 1]
+    if ids not in model.sinks:
+        middle = model.layout.layers[model.layout.n_layers // 2].block
+        batch = pad_batch([ids], model.encoder.pad_id)
+        with record_outputs({0: middle}) as found, stop_after(middle):
+            model.model(**model.inputs(batch))
+        state = in_rows(found[0], 1)[0].float()
+        model.sinks[ids] = float(cosine_similarity(state[row.anchor], state[0], dim=0)) > SINK_COSINE
+    return model.sinks[ids]
 
 
 def _row(model: EditableModel, context: str, text: str, subject_end: int) -> PromptRow:

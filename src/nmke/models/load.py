@@ -65,6 +65,7 @@ class EditableModel:
         loadable: Whether another process gets the same model from `source`, on one device.
         mirror: What processes that share the work on it were told; see `nmke.models.ranks`.
         recalls: Side memories that are active on it; kept by `SideState`.
+        sinks: Whether the last of some tokens is an attention sink; kept by `nmke.editors.rows`.
     """
 
     model: Any
@@ -83,6 +84,7 @@ class EditableModel:
     loadable: bool = False
     mirror: Mirror = field(default_factory=Mirror, repr=False)
     recalls: ExitStack = field(default_factory=ExitStack, repr=False)
+    sinks: dict[tuple[int, ...], bool] = field(default_factory=dict, repr=False)
 
     @classmethod
     def wrap(
