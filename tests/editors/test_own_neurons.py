@@ -163,14 +163,15 @@ def test_directions_in_closed_form():
     text = torch.randn(4000, 5, generator=generator, dtype=torch.float64) + torch.tensor([3.0, 0, 0, 0, 0])
     with_one = torch.cat([text, torch.ones(4000, 1, dtype=torch.float64)], dim=1)
     subjects = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    method = OwnNeurons(ridge=0.0, slack=0.0)
+    method = OwnNeurons(ridge=0.0, bias_ridge=0.5, slack=0.0)
     found, constants = method.detectors(subjects, torch.eye(3), with_one.T @ with_one / 4000)
     torch.testing.assert_close((found * subjects).sum(1), torch.ones(3, dtype=torch.float64))
     system = 0.7 * text.T @ text / 4000 + 0.3 * subjects.T @ subjects / 3
     mean = 0.7 * text.mean(0) + 0.3 * subjects.mean(0)
     wanted = torch.linalg.inv(system) @ subjects.T
     torch.testing.assert_close(found.T, wanted / (wanted * subjects.T).sum(0))
-    plain = torch.linalg.inv(system) @ mean  # moved along each reading, so that it is 1 at the subject
+    smooth = system + 0.5 * system.diagonal().mean() * torch.eye(5)
+    plain = torch.linalg.inv(smooth) @ mean  # moved along each reading, so that it is 1 at the subject
     missing = 1 - subjects @ plain
     torch.testing.assert_close(constants, plain + missing[:, None] * found)
 

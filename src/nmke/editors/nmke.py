@@ -58,6 +58,7 @@ class OwnNeurons:
         ordinary_share: Weight of ordinary inputs in A and μ; the rest is the batch's own subjects.
         name_share: Share of ordinary subjects in the ordinary inputs; the rest is text.
         ridge: Added to A, in units of its mean diagonal.
+        bias_ridge: The same, for c: its error at names in other words is what the paraphrases lose.
         slack: How far the reading may differ between the contexts of a fact: 0 not at all.
     """
 
@@ -66,6 +67,7 @@ class OwnNeurons:
     ordinary_share: float = 0.7
     name_share: float = 0.5
     ridge: float = 1e-3
+    bias_ridge: float = 1.0
     slack: float = 0.02
 
     def __call__(self, batch: Batch) -> BatchResult:
@@ -118,10 +120,11 @@ class OwnNeurons:
         subjects = weights @ rows
         ordinary, own = self.ordinary_share, 1 - self.ordinary_share
         system = ordinary * moment[:-1, :-1] + own * subjects.T @ subjects / len(subjects)
-        system.diagonal().add_(self.ridge * system.diagonal().mean())
         mean = ordinary * moment[:-1, -1] + own * subjects.mean(dim=0)
-        solved = torch.linalg.solve(system, torch.cat([rows, mean[None]]).T).T
-        found = [self._even(rows[w > 0], solved[:-1][w > 0], w[w > 0], solved[-1]) for w in weights]
+        unit = system.diagonal().mean() * torch.eye(len(system)).to(system)
+        solved = torch.linalg.solve(system + self.ridge * unit, rows.T).T
+        constant = torch.linalg.solve(system + self.bias_ridge * unit, mean)
+        found = [self._even(rows[w > 0], solved[w > 0], w[w > 0], constant) for w in weights]
         return torch.stack([u for u, _ in found]), torch.stack([c for _, c in found])
 
     def _even(
