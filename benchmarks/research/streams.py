@@ -31,7 +31,7 @@ from nmke.types import EditRequest
 from record import commit, write_record
 
 DATA = {
-    "counterfact": (COUNTERFACT, 15_000),
+    "counterfact": (COUNTERFACT, 17_000),
     "zsre": ("zsre.jsonl", 2_000),
 }  # first records, which no setting was tuned on
 METHODS: dict[str, dict[str, Any]] = {

@@ -1,11 +1,12 @@
 """Rows of a request, and the second anchor of a subject that is the model's first token."""
 
 import pytest
+import torch
 from tests import tiny
 
-from nmke.editors.rows import BareRequest, prompt_rows, with_second_anchors
+from nmke.editors.rows import FARTHEST_SINK, BareRequest, prompt_rows, with_second_anchors
 from nmke.errors import RequestError
-from nmke.models.load import EditableModel
+from nmke.models.load import EditableModel, load_model
 from nmke.types import EditRequest
 
 CONTEXTS = ("", "I was late. ", "The train had left. ")
@@ -15,7 +16,8 @@ LATER = EditRequest("The train to {} is", "London", "late", id="later")
 
 @pytest.fixture(scope="module")
 def model() -> EditableModel:
-    return EditableModel.wrap(tiny.tiny_llama(), tiny.tiny_tokenizer(), name="tiny")
+    tokenizer = tiny.tiny_tokenizer()
+    return EditableModel.wrap(tiny.tiny_llama(vocab_size=len(tokenizer)), tokenizer, name="tiny")
 
 
 def one_token(model: EditableModel) -> EditRequest:
@@ -43,6 +45,40 @@ def test_rows_at_position_0_are_left_out_and_those_with_context_remain(model: Ed
     rows = prompt_rows(model, one_token(model), CONTEXTS)
     assert [row.bare for row in rows] == [False, False]
     assert all(row.anchor > 0 for row in rows)
+
+
+def test_a_sink_behind_the_first_token_is_left_out_too(model: EditableModel) -> None:
+    request = EditRequest("{} is a city in", "London", "Kenya", id="two")
+    anchor = model.encoder.subject_last_index(request.text, request.subject_end)
+    ids = tuple(model.encoder.encode(request.text))[: anchor + 1]
+    assert 0 < anchor <= FARTHEST_SINK
+    assert len(prompt_rows(model, request, CONTEXTS)) == 3 and model.sinks[ids] is False
+    model.sinks[ids] = True
+    try:
+        assert [row.bare for row in prompt_rows(model, request, CONTEXTS)] == [False, False]
+        (_, second), owners = with_second_anchors(model, [request])
+        assert owners == (0, 0) and second.subject == "London is"
+        assert [row.anchor > anchor for row in prompt_rows(model, second, CONTEXTS)] == [True]
+    finally:
+        model.sinks[ids] = False
+
+
+def test_the_state_of_position_0_at_another_one_is_a_sink() -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    causal = tiny.tiny_llama(vocab_size=len(tokenizer))
+    model = EditableModel.wrap(causal, tokenizer, name="tiny")
+    with torch.no_grad():
+        causal.model.embed_tokens.weight.copy_(torch.ones_like(causal.model.embed_tokens.weight))
+    request = EditRequest("{} is a city in", "London", "Kenya", id="same")  # every token has the same state
+    assert all(not row.bare for row in prompt_rows(model, request, CONTEXTS))
+
+
+@pytest.mark.model
+def test_the_default_model_has_a_sink_behind_phil_and_none_behind_michael() -> None:
+    model = load_model("smollm2-135m", device="cpu")
+    asked = [EditRequest("{}, the", "Phil Jackson", "x"), EditRequest("{}, the", "Michael Jordan", "x")]
+    found, owners = with_second_anchors(model, asked)
+    assert owners == (0, 1, 0) and found[2].subject == "Phil Jackson,"
 
 
 def test_with_bos_no_second_anchor_is_needed() -> None:
