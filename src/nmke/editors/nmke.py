@@ -9,8 +9,8 @@ The paper's masks of columns are `nmke-linear` and `nmke-published` (`nmke.edito
 With x̄ the fact's mean input over its contexts and A the second moment of MLP inputs on ordinary text and before other
 names (`nmke.stats.subjects`), mixed with the batch's own subjects, u = A⁻¹x̄ scaled to u·x̄ = 1 would be the linear
 reading of the subject that answers least to all else; the one taken is held to about 1 in each context, too. And
-c = A⁻¹μ, μ the mean input, is close to 1 on every token, a bias where the model has none; it is moved to 1 in the
-fact's contexts, too. With s = u·x the gate reads α(s - θ) and the up-projection ((2 - θ) - s)/(1 - θ): below θ the
+c = (A + ridge)⁻¹μ, μ the mean input, is close to 1 at names, a bias where the model has none; it is moved to 1 in
+the fact's contexts, too. With s = u·x the gate reads α(s - θ) and the up-projection ((2 - θ) - s)/(1 - θ): below θ the
 neuron is silent, at s = 1 its coefficient is flat, so that paraphrases get the same write. An MLP without a gate has
 the ramp α(s - θ) alone. The column written is delta over the neuron's largest coefficient on the fact's own rows,
 delta the target of `nmke.editors.targets` for that layer alone.
