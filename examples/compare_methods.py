@@ -31,7 +31,7 @@ def run(session: EditSession, method: str, **settings: object) -> ScoreTable:
 def main(model: str | EditableModel, folder: Path, config: EditConfig | None = None) -> None:
     config = config or EditConfig.create(batch_size=7)
     with EditSession.open(model, folder / "run", config=config) as session:
-        tables = {"nmke": run(session, "nmke"), "nmke by lot": run(session, "nmke", mask="random")}
+        tables = {"nmke": run(session, "nmke"), "all neurons": run(session, "nmke", mask="none")}
     print(f"\nteacher_forced/1, after the last edit, n = {len(FACTS)}, 95 % intervals")
     for name, table in tables.items():
         found = table.protocols["teacher_forced"].metrics
@@ -42,7 +42,7 @@ def main(model: str | EditableModel, folder: Path, config: EditConfig | None = N
         means = [[row.mean("teacher_forced", metric) or 0.0 for row in table.rows] for table in (a, b)]
         d = paired_difference(means[0], means[1])
         verdict = "no difference shown" if d.low <= 0 <= d.high else "a difference"
-        print(f"{metric:14} nmke - by lot: {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]: {verdict}")
+        print(f"{metric:14} nmke - all neurons: {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]: {verdict}")
 
 
 if __name__ == "__main__":

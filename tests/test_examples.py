@@ -12,7 +12,7 @@ from nmke.models.load import load_model
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # What each must print on the real model; numbers are looked at by eye, not here.
 PRINTED = {
-    "compare_methods": ["n = 4, 95 % intervals", "locality       nmke - by lot:"],
+    "compare_methods": ["n = 4, 95 % intervals", "locality       nmke - all neurons:"],
     "export_and_serve": ["the model card names the changed fact: True", "plain transformers says:' Lyon"],
     "fix_a_fact": ["status: written", "verified 1 event", "bit for bit: True"],
     "lifelong_stream": ["other edits were written again", "all hashes fit"],

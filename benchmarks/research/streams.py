@@ -30,10 +30,10 @@ from nmke.session import EditSession
 from nmke.types import EditRequest
 from record import commit, write_record
 
-DATA = {
-    "counterfact": (COUNTERFACT, 17_000),
-    "zsre": ("zsre.jsonl", 2_000),
-}  # first records, which no setting was tuned on
+DATA = {  # where to begin, and where to go on at the end of the file: records that no setting was tuned on
+    "counterfact": (COUNTERFACT, (17_000, 15_300)),
+    "zsre": ("zsre.jsonl", (2_000,)),
+}
 METHODS: dict[str, dict[str, Any]] = {
     "nmke": {},
     "nmke, random neurons": {"mask": "random"},
@@ -53,9 +53,11 @@ Json = dict[str, Any]
 
 def stream(name: str, asked: argparse.Namespace) -> None:
     """Edit what is left of one cell, and score it at every checkpoint."""
-    file, first = DATA[asked.data]
-    requests = [replace(r, neighborhood=r.neighborhood[:NEIGHBOURS]) for r in facts(first, asked.edits, file)]
-    requests = requests[: asked.edits]
+    file, starts = DATA[asked.data]
+    found: dict[str, EditRequest] = {}
+    for request in (one for first in starts for one in facts(first, asked.edits, file, NEIGHBOURS)):
+        found.setdefault(request.fact_key, request)
+    requests = list(found.values())[: asked.edits]
     label = (
         f"{asked.model}_{asked.data}_{asked.batch}_{asked.seed}_{name.replace(', ', '_').replace(' ', '-')}"
     )
@@ -153,7 +155,7 @@ def main() -> None:
     cells = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
     setup = {
         "protocol": "teacher_forced/1, after the newest edit", "scored": SCORED, "neighbours": NEIGHBOURS,
-        "first_record": {name: first for name, (_, first) in DATA.items()}, "held_out_tokens": HELD_OUT_TOKENS,
+        "first_records": {name: starts for name, (_, starts) in DATA.items()}, "held_out_tokens": HELD_OUT_TOKENS,
     }  # fmt: skip
     print(write_record("research_streams", {"setup": setup, "cells": summary(cells)}))
 
