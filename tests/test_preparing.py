@@ -6,7 +6,7 @@ import pytest
 from tests import runs, tiny
 from tests.models.families import tiny_family
 
-from nmke.batches import resolve
+from nmke.batches import replace_config, resolve
 from nmke.cli.estimates import prepare_cost
 from nmke.config import EditConfig
 from nmke.errors import LayoutError
@@ -99,8 +99,10 @@ def test_statistics_of_an_edited_run_are_those_of_the_unedited_model(tmp_path):
     assert again.total.equal(found.total) and again.count == found.count
 
 
-def test_a_model_that_hides_what_its_neurons_read_is_refused_before_anything_is_gathered(corpus, store):
+def test_a_model_that_hides_what_its_neurons_read_needs_key_statistics_only(corpus, store):
     fused = EditableModel.wrap(tiny_family("phi3"), tiny.tiny_tokenizer(64 + 256))
+    settings = config(fused, corpus, "nmke", layers=(0,))
+    assert settings.method == "nmke-linear"
+    assert [(one.kind, one.missing) for one in needed(fused, settings, store)] == [("keys", (0,))]
     with pytest.raises(LayoutError, match="use a method that writes down-projections only"):
-        needed(fused, config(fused, corpus, "nmke", layers=(0,)), store)
-    assert needed(fused, config(fused, corpus, "alphaedit", layers=(0,)), store)[0].missing == (0,)
+        needed(fused, replace_config(settings, method="nmke"), store)
