@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from benchmarks.record import RESULTS, write_record
 from tests.models import families
-from tests.models.family_laws import Findings, try_family
+from tests.models.family_laws import LINEAR, SETTINGS, Findings, try_family
 from transformers.utils import logging as transformers_logging
 
 from nmke.errors import LayoutError
@@ -79,7 +79,8 @@ def examine(family: str) -> dict[str, Any]:
     """What came of one family: `edited`, `wrong` (a law is broken), `refused`, `unbuilt` or `failed`, and why."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = try_family(family, Path(folder))
+            found = try_family(family, Path(folder) / "linear", **LINEAR)
+            default = try_family(family, Path(folder) / "default", **SETTINGS)
         except LayoutError as error:
             reason = str(error)
             kind = next(kind for sign, kind in KINDS.items() if sign in reason)
@@ -88,8 +89,8 @@ def examine(family: str) -> dict[str, Any]:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             known = families.UNBUILDABLE.get(family)
             return {"outcome": "unbuilt" if known else "failed", "reason": known or reason}
-    broken = broken_laws(found)
-    cell = {"outcome": "wrong" if broken else "edited", **asdict(found)}
+    broken = broken_laws(found) + [f"with {default.method}: {text}" for text in broken_laws(default)]
+    cell = {"outcome": "wrong" if broken else "edited", **asdict(found), "default": asdict(default)}
     return {**cell, "reason": "; ".join(broken)} if broken else cell
 
 

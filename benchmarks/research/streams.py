@@ -76,9 +76,7 @@ def stream(name: str, asked: argparse.Namespace) -> None:
             with session.base():
                 cell["points"]["0"] = {"perplexity": held_out(session)}
         for _ in session.edit_many(requests, resume=True):
-            done = min(
-                asked.batch * len(session.ledger.active()), len(requests)
-            )  # known facts are passed over
+            done = len(session.ledger.known_ids(session.ledger.active()))  # those that were known before, too
             if done in CHECKPOINTS or done == len(requests):
                 cell["points"][str(done)] = point(session, requests[:done])
                 path.write_text(json.dumps(cell), encoding="utf-8")
