@@ -208,7 +208,7 @@ def test_neurons_of_an_edit_are_mapped_and_read(studio):
     size = picture.bounding_box()
     picture.click(position={"x": size["width"] * 0.6, "y": size["height"] * 0.1})
     expect(studio.page.locator("#neuron-words h2")).not_to_have_text(first, timeout=WAIT)
-    studio.see("neuron-words", "Layer 4, neuron")
+    studio.see("neuron-words", "Layer 16, neuron")
 
 
 def test_an_export_is_checked_and_says_how_to_load_it(studio):
