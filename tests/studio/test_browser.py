@@ -231,7 +231,10 @@ def test_models_show_the_cost_before_they_prepare(studio):
     studio.fill("layers", "4")
     studio.fill("corpus-tokens", "600")
     studio.click("cost")
-    studio.see("prepare-result", "Key statistics of layers 4, 600 tokens: about")
+    studio.see(
+        "prepare-result",
+        "Key statistics of layers 4, input statistics of layers 4, subject statistics of layers 4, 600 tokens: about",
+    )
     expect(studio.page.locator("button#prepare")).to_be_enabled()
     studio.click("prepare")
     studio.see("prepare-result", "layers 4")
