@@ -294,11 +294,14 @@ def _compatibility() -> str:
         return "No record is committed yet; the command above makes one."
     kinds: dict[str, list[str]] = {}
     for family, cell in _cells("compatibility").items():
-        what = {"edited": "edited and undone", "unbuilt": "not buildable where this was tried"}.get(
+        what = {"unbuilt": "not buildable where this was tried"}.get(
             cell["outcome"], f"{cell['outcome']}: {cell.get('kind', cell.get('reason', ''))}"
         )
+        if cell["outcome"] == "edited":
+            whole = cell["default"]["method"] == "nmke"
+            what = f"edited and undone; by default {'a neuron for every fact' if whole else '`nmke-linear`'}"
         kinds.setdefault(what, []).append(family)
-    ordered = sorted(kinds.items(), key=lambda item: (item[0] != "edited and undone", -len(item[1])))
+    ordered = sorted(kinds.items(), key=lambda item: (not item[0].startswith("edited"), -len(item[1])))
     rows = [(what, str(len(names)), ", ".join(f"`{name}`" for name in names)) for what, names in ordered]
     return _table(("what came of it", "families", "model types"), rows)
 
