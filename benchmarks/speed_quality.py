@@ -123,7 +123,7 @@ def main() -> None:
             "facts": "counterfact_full500, first records",
             "edits": asked.limit,
             "batch_size": 10,
-            "layers": [4, 5, 6, 7, 8],
+            "layers": "each method's own: 16-20 for nmke, 4-8 for the others",
             "steps": 25,
             "protocol": "teacher_forced, after the last edit; true paraphrases",
         }

@@ -156,7 +156,9 @@ def _fifty() -> str:
     for name, cell in _cells("speed_quality").items():
         shares = [cell.get(key) for key in ("neurons_kept_per_edit", "neurons_kept")]
         written = " / ".join("all" if share is None else f"{share:.0%}" for share in shares)
-        if name.startswith("nmke") and shares[0] is None and shares[1] is not None:
+        if name in ("nmke", "nmke, random neurons"):
+            written = "one / one for each edit"
+        elif name.startswith("nmke") and shares[0] is None and shares[1] is not None:
             written = f"one mask / {shares[1]:.0%}"
         cost = (f"{cell['seconds_per_edit']:.1f}", f"{cell['machine']['load_average'][0]:.1f}")
         rows.append((name, written, *_scored(cell["scores"]), *cost, f"{cell['peak_rss_mb']:.0f}"))
