@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nmke.config import EditConfig
 
 ROOT = Path(__file__).parents[1]
 SCORES = ("reliability", "generalization", "locality")
+STREAM = ("model", "data", "batch", "edits")
 MARK = re.compile(r"<!-- table: ([a-z]+) -->")
 
 
@@ -207,31 +209,34 @@ def _readings() -> str:
 def _streams() -> str:
     """The committed record of long streams."""
     rows = []
-    for name, cells in _cells("research_streams").items():
-        for cell in cells:
-            setup = cell["setup"]
-            for edits, point in cell["points"].items():
-                if "reliability" in point:
-                    scores = (_interval(point[metric]) for metric in (*SCORES, "mean"))
-                    where = (setup["model"], setup["data"], f"{setup['batch']}", f"{int(edits):,}")
-                    rows.append((f"`{name}`", *where, *scores, f"{point['perplexity']:.2f}"))
-    header = ("method", "model", "data", "batch", "edits", *SCORES, "mean", "perplexity")
-    return _table(header, rows)
+    for where, point in _stream_points():
+        if "reliability" in point:
+            scores = (_interval(point[metric]) for metric in (*SCORES, "mean"))
+            rows.append((*where, *scores, f"{point['perplexity']:.2f}"))
+    return _table(("method", *STREAM, *SCORES, "mean", "perplexity"), rows)
 
 
 def _paired() -> str:
     """The paired differences in the record of long streams."""
     rows = []
+    for where, point in _stream_points():
+        if found := point.get("reference_minus_this"):
+            *single, mean = (_difference(found[metric]) for metric in (*SCORES, "mean"))
+            sure = found["mean"]["low"] > 0 or found["mean"]["high"] < 0
+            rows.append((*where, *single, f"**{mean}**" if sure else mean))
+    return _table(("against", *STREAM, *SCORES, "mean"), rows)
+
+
+def _stream_points() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every checkpoint of the record, behind the method's name and what `STREAM` names."""
     for name, cells in _cells("research_streams").items():
         for cell in cells:
             setup = cell["setup"]
             for edits, point in cell["points"].items():
-                if found := point.get("reference_minus_this"):
-                    where = (setup["model"], setup["data"], f"{setup['batch']}", f"{int(edits):,}")
-                    *single, mean = (_difference(found[metric]) for metric in (*SCORES, "mean"))
-                    sure = found["mean"]["low"] > 0 or found["mean"]["high"] < 0
-                    rows.append((f"`{name}`", *where, *single, f"**{mean}**" if sure else mean))
-    return _table(("against", "model", "data", "batch", "edits", *SCORES, "mean"), rows)
+                yield (
+                    (f"`{name}`", setup["model"], setup["data"], f"{setup['batch']}", f"{int(edits):,}"),
+                    point,
+                )
 
 
 def _difference(estimate: dict[str, float]) -> str:

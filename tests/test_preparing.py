@@ -6,9 +6,9 @@ import pytest
 from tests import runs, tiny
 from tests.models.families import tiny_family
 
-from nmke.batches import replace_config, resolve
+from nmke.batches import resolve
 from nmke.cli.estimates import prepare_cost
-from nmke.config import EditConfig
+from nmke.config import EditConfig, replace_config
 from nmke.errors import LayoutError
 from nmke.models.load import EditableModel
 from nmke.preparing import files, gather, lacking, needed, prepare_session

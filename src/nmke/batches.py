@@ -11,7 +11,7 @@ from typing import Any, get_args
 import nmke
 from nmke.active_edits import ActiveEdits, Place
 from nmke.attribution import neuron_scores
-from nmke.config import EditConfig, MaskName
+from nmke.config import EditConfig, MaskName, replace_config
 from nmke.editors import methods
 from nmke.editors.method import Method, with_defaults
 from nmke.editors.pipeline import BatchResult, default_layers
@@ -126,11 +126,6 @@ def check_recalled(method: str, recalled: Sequence[str]) -> None:
             f"method {method!r} asked for a run that holds a side memory of {others[0]!r}; go on with "
             f"{others[0]!r}, or begin another run"
         )
-
-
-def replace_config(config: EditConfig, **changes: Any) -> EditConfig:
-    """The settings with some changed."""
-    return EditConfig.create(**{**config.model_dump(exclude_unset=True), **changes})
 
 
 def cut(requests: Sequence[EditRequest], size: int) -> Iterator[list[EditRequest]]:

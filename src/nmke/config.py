@@ -180,6 +180,11 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         return self.create(**{**self.model_dump(exclude_unset=True), **extra})
 
 
+def replace_config(config: EditConfig, **changes: Any) -> EditConfig:
+    """The settings with some changed."""
+    return EditConfig.create(**{**config.model_dump(exclude_unset=True), **changes})
+
+
 class _PlainYaml(yaml.SafeLoader):
     """Plain values only: an alias can make a few lines stand for gigabytes."""
 

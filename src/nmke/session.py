@@ -15,8 +15,8 @@ from typing import Any
 
 from nmke import batches
 from nmke.active_edits import Replay
-from nmke.batches import BatchReport, replace_config, resolve, versions
-from nmke.config import EditConfig
+from nmke.batches import BatchReport, resolve, versions
+from nmke.config import EditConfig, replace_config
 from nmke.errors import RequestError
 from nmke.events import EditRecord, Event
 from nmke.facts import parse_prompt

@@ -187,12 +187,14 @@ class WeightsState:
         What neurons read is left out: a row that tells one subject from all else is large by its steepness, which says
         nothing about how far the model is from what it was.
         """
-        found = {}
-        for place in self._changed():
+        found: dict[int, float] = {}
+        for place, base in sorted(self._base.items()):
             if place.part == "down":
-                base, now = (matrix.float() for matrix in self.before_and_after(place))
-                found[place.layer] = float((now - base).norm() / base.norm())
-        return found
+                before = base.float()
+                found[place.layer] = float(
+                    (self.matrix(place).read().float() - before).norm() / before.norm()
+                )
+        return {layer: share for layer, share in found.items() if share > 0}
 
     def content_hash(self) -> str:
         """Hash of the edited model: the base's fingerprint, each tensor that differs from it, what is recalled."""

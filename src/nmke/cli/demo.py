@@ -94,7 +94,7 @@ def _show_edits(session: EditSession, requests: Sequence[EditRequest], outcome: 
         fact("failed", f"{short(record.request.text, 60)} → {record.request.target_new}")
     for record in outcome.with_status("known"):
         fact("known", f"{short(record.request.text, 60)} → {record.request.target_new}: skipped")
-    print_layers(session, outcome)
+    print_layers(session, outcome, session.changed())
     fact("health", health_text(outcome))
     if outcome.scores:
         print_scores(outcome.scores)

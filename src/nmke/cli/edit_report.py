@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nmke.health import HealthReport
     from nmke.session import EditSession
     from nmke.types import EditRequest, MatrixPlace
+    from nmke.weights_state import ChangedTensor
 
 SHOWN_FAILURES = 8
 
@@ -56,8 +57,9 @@ def print_edit(session: EditSession, requests: Sequence[EditRequest], outcome: O
     if outcome.after:
         rows = probe_rows(outcome.probes, outcome.before, outcome.after)
         table(("probe", "prompt", "before", "after", "p(new)"), rows, right=("p(new)",))
-    fact("edits", _counts(session, outcome))
-    print_layers(session, outcome)
+    changes = session.changed()
+    fact("edits", _counts(session, outcome, changes))
+    print_layers(session, outcome, changes)
     if last_health(outcome):
         fact("health", health_text(outcome))
     if outcome.scores:
@@ -75,9 +77,8 @@ def print_edit(session: EditSession, requests: Sequence[EditRequest], outcome: O
         fact("next", f"nmke chat {root} --compare{export}")
 
 
-def print_layers(session: EditSession, outcome: Outcome) -> None:
+def print_layers(session: EditSession, outcome: Outcome, changes: Sequence[ChangedTensor]) -> None:
     """Per edited layer: neurons selected by the last batch, columns that differ from the base, drift."""
-    changes = session.changed()
     if not changes:
         fact("changed", side_text(session) or "nothing: the model is the base model")
         return
@@ -88,9 +89,10 @@ def print_layers(session: EditSession, outcome: Outcome) -> None:
         (c.place.label, _share(c.columns, c.of), _drift(c.place, drift)) for c in changes
     ]
     note = "drift: ‖ΔW‖/‖W‖ of the down-projection against the base"
-    if masks and not any(
+    whole_neurons = any(
         "free" in detail for detail in masks.values()
-    ):  # whole neurons are the columns themselves
+    )  # the columns changed are all there is to say
+    if masks and not whole_neurons:
         columns += ("neurons selected", "entropy")
         rows = [row + _selected(masks.get(c.layer)) for row, c in zip(rows, changes, strict=True)]
         note += "; neurons and entropies: of the last batch"
@@ -151,9 +153,9 @@ def _drift(place: MatrixPlace, drift: dict[int, float]) -> str:
     return f"{drift[place.layer]:.2%}" if place.part == "down" else ""
 
 
-def _counts(session: EditSession, outcome: Outcome) -> str:
+def _counts(session: EditSession, outcome: Outcome, changes: Sequence[ChangedTensor]) -> str:
     config, per_edit = session.config, outcome.seconds_per_edit
-    changed = sorted({change.layer for change in session.changed()})
+    changed = sorted({change.layer for change in changes})
     layers = ", ".join(map(str, changed or config.layers or ()))
     text = (
         f"{len(outcome.with_status('written'))} of {outcome.n_edits} written with {config.method!r} "

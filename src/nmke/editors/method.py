@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.config import LEAST, EditConfig
+from nmke.config import LEAST, EditConfig, replace_config
 from nmke.editors.memory import KeyMemory
 from nmke.editors.side import Recall, SideMemory
 from nmke.masking.per_edit import suits_edit
@@ -36,13 +36,15 @@ STATISTICS = "key statistics"  # the second moment of ordinary keys, per edited 
 INPUT_STATISTICS = (
     "input statistics"  # the second moment of ordinary MLP inputs, per edited layer (`nmke prepare`)
 )
-OF_A_SOLVE = (  # settings that choose neurons for a solve, or change it
-    "mask_scope", "placement", "variant", "ratio", "attribution", "attribution_target", "attribution_token",
-    "stabilisers",
-)  # fmt: skip
 SIDE_MEMORY = "side memory"  # tensors beside the weights that are looked up at inference
 PROMPT = "prompt"  # text in front of every prompt
 PEFT = "peft"  # the extra `lora`
+
+# Settings that choose neurons for a solve, or change it.
+OF_A_SOLVE = (
+    "mask_scope", "placement", "variant", "ratio", "attribution", "attribution_target", "attribution_token",
+    "stabilisers",
+)  # fmt: skip
 
 
 @runtime_checkable
@@ -190,11 +192,12 @@ def with_defaults(config: EditConfig, layout: ModelLayout | None = None) -> Edit
         ConfigError: If the method is unknown.
     """
     method = methods.get(config.method)
+    if method.linear is None:
+        return method.fill(config)
     fields = EditConfig.model_fields
     asked = any(getattr(config, name) != fields[name].default for name in OF_A_SOLVE)
     asked |= "mask" in config.model_fields_set and not method.takes_mask(config.mask)
     hidden = layout is not None and not layout.layers[layout.n_layers // 2].shows_readings
-    if method.linear is not None and (asked or hidden):
-        settings = config.model_dump(exclude_unset=True) | {"method": method.linear}
-        return methods.get(method.linear).fill(EditConfig.create(**settings))
+    if asked or hidden:
+        return methods.get(method.linear).fill(replace_config(config, method=method.linear))
     return method.fill(config)
