@@ -1,13 +1,14 @@
 """Long streams: which method still holds its first facts after a thousand edits, and what does the model pay?
 
-One cell is one method on one stream of facts: edited batch after batch, and scored at the checkpoints on 100 facts spread
-evenly over all that were edited so far (teacher-forced, two paraphrases and three neighbours each), with the perplexity
-of WikiText-2 test. Cells of the same facts are compared fact by fact: paired 95 % intervals of reliability,
-generalization, locality and their mean, against `nmke`. Paraphrases of CounterFact are the derived ones.
+One cell is one method on one stream of facts: edited batch after batch, and scored at the checkpoints on 100 facts (or
+--score) spread evenly over all that were edited so far (teacher-forced, two paraphrases and three neighbours each), with
+the perplexity of WikiText-2 test. A stream that stands at its end is scored again when more facts are asked for.
+Cells of the same facts are compared fact by fact: paired 95 % intervals of reliability, generalization, locality and their
+mean, against `nmke`. Paraphrases of CounterFact are the derived ones.
 Runs and scores are kept under build/research/streams, so that an interrupted stream goes on where it stopped; the record
 holds every cell that reached a checkpoint.
 
-    python benchmarks/research/streams.py "nmke" "nmke, no mask" [--data zsre] [--edits 1000] [--batch 100]
+    python benchmarks/research/streams.py "nmke" "nmke, no mask" [--data zsre] [--edits 1000] [--batch 100] [--score 100]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from common import COUNTERFACT, KEPT, facts
@@ -44,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
 }
 CHECKPOINTS = (100, 300, 500, 1_000, 2_000)
-SCORED, NEIGHBOURS, HELD_OUT_TOKENS = 100, 3, 4_096
+NEIGHBOURS, HELD_OUT_TOKENS = 3, 4_096
 METRICS = ("reliability", "generalization", "locality")
 REFERENCE = "nmke"
 FOLDER = KEPT / "streams"
@@ -76,16 +78,31 @@ def stream(name: str, asked: argparse.Namespace) -> None:
             with session.base():
                 cell["points"]["0"] = {"perplexity": held_out(session)}
         for _ in session.edit_many(requests, resume=True):
-            done = len(session.ledger.known_ids(session.ledger.active()))  # those that were known before, too
-            if done in CHECKPOINTS or done == len(requests):
-                cell["points"][str(done)] = point(session, requests[:done])
-                path.write_text(json.dumps(cell), encoding="utf-8")
-                show(name, done, cell["points"][str(done)])
+            if edited_so_far(session) in (*CHECKPOINTS, len(requests)):
+                keep_point(path, cell, session, requests, asked.score)
+        scored = len(cell["points"].get(str(len(requests)), {}).get("rows", ()))
+        if edited_so_far(session) == len(requests) and scored < min(asked.score, len(requests)):
+            keep_point(path, cell, session, requests, asked.score)
 
 
-def point(session: EditSession, edited: Sequence[EditRequest]) -> Json:
-    """Scores of the model as it is."""
-    some = edited[:: max(1, len(edited) // SCORED)][:SCORED]
+def edited_so_far(session: EditSession) -> int:
+    """How many facts of the stream were edited, those that were known before included."""
+    return len(session.ledger.known_ids(session.ledger.active()))
+
+
+def keep_point(
+    path: Path, cell: Json, session: EditSession, requests: Sequence[EditRequest], count: int
+) -> None:
+    """Score the model as it is, and keep that."""
+    done = edited_so_far(session)
+    cell["points"][str(done)] = point(session, requests[:done], count)
+    path.write_text(json.dumps(cell), encoding="utf-8")
+    show(cell["name"], done, cell["points"][str(done)])
+
+
+def point(session: EditSession, edited: Sequence[EditRequest], count: int) -> Json:
+    """Scores of the model as it is, on `count` of the facts."""
+    some = edited[:: max(1, len(edited) // count)][:count]
     with session.base():
         base = collect_base(session.model, some)
     rows = {row["id"]: row["teacher_forced"] for row in score(session.model, some, base).rows_to_json()}
@@ -144,6 +161,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=1_000)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--score", type=int, default=100, help="facts that are scored at a checkpoint")
     parser.add_argument("--model", default="smollm2-135m")
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(METHODS):
@@ -152,7 +170,7 @@ def main() -> None:
         stream(name, asked)
     cells = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
     setup = {
-        "protocol": "teacher_forced/1, after the newest edit", "scored": SCORED, "neighbours": NEIGHBOURS,
+        "protocol": "teacher_forced/1, after the newest edit", "neighbours": NEIGHBOURS,
         "first_records": {name: starts for name, (_, starts) in DATA.items()}, "held_out_tokens": HELD_OUT_TOKENS,
     }  # fmt: skip
     print(write_record("research_streams", {"setup": setup, "cells": summary(cells)}))
