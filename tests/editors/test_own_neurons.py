@@ -21,6 +21,7 @@ from nmke.models.read_in import coefficients
 from nmke.models.tracing import record_inputs, record_outputs
 from nmke.progress import quiet
 from nmke.session import EditSession
+from nmke.stats.corpus import openers
 from nmke.stats.covariance import KeyCovariance, LayerStats, OrdinaryInputs
 from nmke.stats.store import CorpusSpec, StatsStore, add_windows
 from nmke.types import EditRequest, MatrixPlace
@@ -228,10 +229,31 @@ def test_the_least_used_neurons_are_taken_or_as_many_at_random():
     batch = batch_of(model)
     least, mask = choose_own(batch, 1, 3)
     weight = model.layout.layers[1].down_proj.weight.double()
-    use = batch.stats[1].mean_squares * weight.square().sum(0)
+    firsts = {model.encoder.encode(opener)[0] for opener in openers()}
+    with record_inputs({"keys": model.layout.layers[1].down_proj}) as seen:
+        model.model(torch.tensor([[first] for first in firsts]), use_cache=False)
+    first = seen["keys"].reshape(len(firsts), -1).double()
+    use = torch.maximum(batch.stats[1].mean_squares, first.square().mean(0)) * weight.square().sum(0)
     assert least.tolist() == use.argsort()[:3].tolist() and mask.detail["free"] == 64
     drawn = [choose_own(batch_of(model, mask="random"), 1, 3)[0].tolist() for _ in range(2)]
     assert drawn[0] == drawn[1] != least.tolist() and len(set(drawn[0])) == 3
+
+
+def test_what_keeps_up_the_first_token_is_not_taken():
+    model = BUILDERS["llama"]()
+    batch = batch_of(model)
+    (least, *_), _ = choose_own(batch, 1, 4)
+
+    def fire_at_first(_, given):
+        keys = given[0].clone()
+        keys[:, 0, least] = 50.0
+        return (keys,)
+
+    with model.layout.layers[1].down_proj.register_forward_pre_hook(fire_at_first):
+        seen, _ = ordinary(model, LAYERS)
+        torch.testing.assert_close(seen[1].moment, batch.stats[1].moment)  # which know nothing of position 0
+        index, _ = choose_own(batch, 1, 32)
+    assert least not in index
 
 
 def test_neurons_of_earlier_edits_are_left_alone_until_none_is_free():
@@ -310,6 +332,16 @@ def test_what_only_a_solve_has_is_handed_to_the_linear_method_and_stays_there(ch
     filled = with_defaults(EditConfig.create(method="nmke", **changes))
     assert (filled.method, filled.mask_scope) == (method, scope)
     assert with_defaults(EditConfig.create(**filled.model_dump())) == filled
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "clamp"),
+    [("gemma3", {}, 5.0), ("gemma3", {"clamp": 0.75}, 0.75), ("llama", {}, 0.75), ("gpt2", {}, 0.75)],
+)
+def test_targets_may_be_longer_where_a_norm_follows(family, changes, clamp):
+    filled = with_defaults(EditConfig.create(method="nmke", **changes), BUILDERS[family]().layout)
+    assert filled.clamp == clamp
+    assert with_defaults(EditConfig.create(**filled.model_dump()), BUILDERS[family]().layout) == filled
 
 
 def test_statistics_of_inputs_are_kept_apart_from_those_of_keys_and_have_the_first_token(tmp_path):

@@ -131,6 +131,7 @@ class Method:
         remembers: Whether the keys of earlier edits enter its system.
         edit_masks: Whether it can take a mask for each edit of a batch (`mask_scope` "edit").
         batch_defaults: What takes the place of `defaults` when the mask asked for is one of a whole batch.
+        normed_defaults: What is added to `defaults` where a norm or a factor stands behind the MLP.
         compute: Computes a batch without the pipeline.
         recall: How its side memory takes part in inference; None when it does not.
         layers: Its own choice of layers for a model of so many; None: as all methods do.
@@ -150,6 +151,7 @@ class Method:
     remembers: bool = True
     edit_masks: bool = False
     batch_defaults: Mapping[str, Any] = field(default_factory=dict)
+    normed_defaults: Mapping[str, Any] = field(default_factory=dict)
     compute: Compute | None = None
     recall: Recall | None = None
     layers: Callable[[int], tuple[int, ...]] | None = None
@@ -166,13 +168,19 @@ class Method:
             return name in self.masks
         return name == "none" or (self.solver is not None and name != LEAST)
 
-    def fill(self, config: EditConfig) -> EditConfig:
-        """The settings with the method's own wherever nothing was asked for."""
-        filled = config.filled(dict(self.defaults))
+    def fill(self, config: EditConfig, *, normed: bool = False) -> EditConfig:
+        """The settings with the method's own wherever nothing was asked for.
+
+        Args:
+            config: What was asked for.
+            normed: Whether a norm or a factor stands behind the model's MLPs.
+        """
+        defaults = {**self.defaults, **(self.normed_defaults if normed else {})}
+        filled = config.filled(defaults)
         asked = "mask_scope" in config.model_fields_set
         if filled.mask_scope == "edit" and (asked or suits_edit(filled)):
             return filled
-        return config.filled({**self.defaults, **self.batch_defaults})
+        return config.filled({**defaults, **self.batch_defaults})
 
 
 methods: Registry[Method] = Registry("method")
@@ -192,12 +200,13 @@ def with_defaults(config: EditConfig, layout: ModelLayout | None = None) -> Edit
         ConfigError: If the method is unknown.
     """
     method = methods.get(config.method)
+    normed = layout is not None and not layout.direct_write
     if method.linear is None:
-        return method.fill(config)
+        return method.fill(config, normed=normed)
     fields = EditConfig.model_fields
     asked = any(getattr(config, name) != fields[name].default for name in OF_A_SOLVE)
     asked |= "mask" in config.model_fields_set and not method.takes_mask(config.mask)
     hidden = layout is not None and not layout.layers[layout.n_layers // 2].shows_readings
     if asked or hidden:
-        return methods.get(method.linear).fill(replace_config(config, method=method.linear))
-    return method.fill(config)
+        return methods.get(method.linear).fill(replace_config(config, method=method.linear), normed=normed)
+    return method.fill(config, normed=normed)

@@ -17,8 +17,12 @@ delta the target of `nmke.editors.targets` for that layer alone.
 
 Layers are filled one after another, the lowest first: what is written in one shifts what later layers read, and
 their neurons were not made to tell that from their subjects. Half of a layer's neurons may be taken, by what they do
-on ordinary text, E[k_i²]·‖w_i‖², least first; those of earlier edits are told by their reading, which differs from
-the unedited model's, so that undoing an edit frees them. Mask "random" takes as many at random, as a control.
+on ordinary text and at its first token, max(E[k_i²], E[k_i²] at position 0)·‖w_i‖², least first; those of earlier
+edits are told by their reading, which differs from the unedited model's, so that undoing an edit frees them. Mask
+"random" takes as many at random, as a control.
+
+Where a norm stands behind the MLP, delta may be several times as long as the MLP's own output (`NORMED_CLAMP`): the
+norm makes what is written as long as ever, and a write that outweighs the rest is the same at .8 of its coefficient.
 """
 
 from __future__ import annotations
@@ -39,11 +43,15 @@ from nmke.errors import ConfigError, NumericsError
 from nmke.models.blocks import LayerParts
 from nmke.models.load import EditableModel
 from nmke.models.read_in import coefficients
-from nmke.models.replay import Site
+from nmke.models.replay import Site, in_rows
+from nmke.models.tokens import pad_batch
+from nmke.models.tracing import record_inputs, stop_after
 from nmke.models.weights import ReadingMatrix
+from nmke.stats.corpus import openers
 from nmke.types import Columns, EditRequest, Gram, LayerUpdate, MatrixPlace, NeuronMask, Part
 
 LARGEST_SHARE = 0.5  # of a layer's neurons that edits may take before the next layer is begun
+NORMED_CLAMP = 5.0  # largest ‖delta‖ in units of the MLP's own output, where a norm stands behind it
 Inputs = Float[Tensor, "edits d_model"]
 Chosen = Int[Tensor, " edits"]
 
@@ -272,11 +280,29 @@ def free_neurons(model: EditableModel, layer: int) -> Tensor:
 
 
 def importance(batch: Batch, layer: int) -> Float[Tensor, " d_mlp"]:
-    """E[k_i²]·‖w_i‖² on ordinary text: how much each neuron of the unedited model writes."""
+    """How much each neuron of the unedited model writes, on ordinary text or at its first token, whichever is more.
+
+    The first token is an attention sink that few neurons keep up, one of 2,048 in a layer of Gemma 3; the statistics
+    of keys do not have it.
+    """
     model = batch.model
     now = model.layout.layers[layer].matrix("down").read()
     column = model.unedited.get(MatrixPlace(layer), now).double()
-    return batch.stats[layer].mean_squares.double().to(column.device) * column.square().sum(dim=0)
+    squares = torch.maximum(
+        batch.stats[layer].mean_squares.double().to(column.device), _first_token_squares(model, layer)
+    )
+    return squares * column.square().sum(dim=0)
+
+
+@torch.no_grad()
+def _first_token_squares(model: EditableModel, layer: int) -> Float[Tensor, " d_mlp"]:
+    """E[k_i²] at position 0, over the first tokens of the openers."""
+    firsts = sorted({tuple(model.encoder.encode(opener)[:1]) for opener in openers()})
+    batch = pad_batch([list(first) for first in firsts], model.encoder.pad_id, device=model.device)
+    parts = model.layout.layers[layer]
+    with record_inputs({layer: parts.down_proj}) as seen, stop_after(parts.block):
+        model.model(**model.inputs(batch))
+    return in_rows(seen[layer], len(firsts))[:, 0].double().square().mean(dim=0)
 
 
 def _line(
@@ -331,6 +357,7 @@ methods.register(
     Method(
         compute=OwnNeurons(),
         defaults={"mask": "least"},
+        normed_defaults={"clamp": NORMED_CLAMP},
         masks=("least", "random"),
         layers=own_layers,
         remembers=False,
