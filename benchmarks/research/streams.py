@@ -28,6 +28,7 @@ from nmke.evaluation.held_out import read_articles, wikitext_path
 from nmke.evaluation.metrics import mean_interval, paired_difference
 from nmke.evaluation.perplexity import perplexity
 from nmke.evaluation.protocols import score
+from nmke.models.load import EditableModel
 from nmke.session import EditSession
 from nmke.types import EditRequest
 from record import commit, write_record
@@ -76,7 +77,7 @@ def stream(name: str, asked: argparse.Namespace) -> None:
         }  # fmt: skip
         if "0" not in cell["points"]:
             with session.base():
-                cell["points"]["0"] = {"perplexity": held_out(session)}
+                cell["points"]["0"] = {"perplexity": held_out_perplexity(session.model)}
         for _ in session.edit_many(requests, resume=True):
             if edited_so_far(session) in (*CHECKPOINTS, len(requests)):
                 keep_point(path, cell, session, requests, asked.score)
@@ -106,14 +107,14 @@ def point(session: EditSession, edited: Sequence[EditRequest], count: int) -> Js
     with session.base():
         base = collect_base(session.model, some)
     rows = {row["id"]: row["teacher_forced"] for row in score(session.model, some, base).rows_to_json()}
-    return {"perplexity": held_out(session), "rows": rows}
+    return {"perplexity": held_out_perplexity(session.model), "rows": rows}
 
 
-def held_out(session: EditSession) -> float:
+def held_out_perplexity(model: EditableModel) -> float:
     """Perplexity of WikiText-2 test."""
     path = wikitext_path()
     assert path is not None, "WikiText-2 test not found; point NMKE_DATA at a folder that holds it"
-    return perplexity(session.model, read_articles(path), max_tokens=HELD_OUT_TOKENS)
+    return perplexity(model, read_articles(path), max_tokens=HELD_OUT_TOKENS)
 
 
 def values(found: Json, metric: str) -> list[float]:
