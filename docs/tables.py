@@ -212,8 +212,20 @@ def _streams() -> str:
     for where, point in _stream_points():
         if "reliability" in point:
             scores = (_interval(point[metric]) for metric in (*SCORES, "mean"))
-            rows.append((*where, *scores, f"{point['perplexity']:.2f}"))
-    return _table(("method", *STREAM, *SCORES, "mean", "perplexity"), rows)
+            rows.append((*where, str(point["mean"]["n"]), *scores, f"{point['perplexity']:.2f}"))
+    return _table(("method", *STREAM, "scored", *SCORES, "mean", "perplexity"), rows)
+
+
+def _silencing() -> str:
+    """The committed record of silenced neurons."""
+    rows = []
+    for model, layers in _record("research_silencing")["models"].items():
+        unedited = layers["unedited"]["perplexity"]
+        rows.append((model, "", "none", "1", f"{unedited:.2f}"))
+        for layer, cells in layers.items():
+            for cell, found in cells.items() if layer != "unedited" else ():
+                rows.append((model, layer, cell, _interval(found["locality"]), f"{found['perplexity']:.2f}"))
+    return _table(("model", "layer", "silenced", "neighbours' answers that stay", "perplexity"), rows)
 
 
 def _paired() -> str:
@@ -396,6 +408,7 @@ TABLES = {
     "readings": _readings,
     "streams": _streams,
     "paired": _paired,
+    "silencing": _silencing,
     "quick": _quick,
     "leaderboard": _leaderboard,
     "compatibility": _compatibility,

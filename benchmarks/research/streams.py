@@ -3,7 +3,7 @@
 One cell is one method on one stream of facts: edited batch after batch, and scored at the checkpoints on 100 facts (or
 --score) spread evenly over all that were edited so far (teacher-forced, two paraphrases and three neighbours each), with
 the perplexity of WikiText-2 test. A stream that stands at its end is scored again when more facts are asked for.
-Cells of the same facts are compared fact by fact: paired 95 % intervals of reliability, generalization, locality and their
+Cells are compared on the facts that both have: paired 95 % intervals of reliability, generalization, locality and their
 mean, against `nmke`. Paraphrases of CounterFact are the derived ones.
 Runs and scores are kept under build/research/streams, so that an interrupted stream goes on where it stopped; the record
 holds every cell that reached a checkpoint.
@@ -117,10 +117,10 @@ def held_out_perplexity(model: EditableModel) -> float:
     return perplexity(model, read_articles(path), max_tokens=HELD_OUT_TOKENS)
 
 
-def values(found: Json, metric: str) -> list[float]:
-    """One value per fact; "mean" is that of the three metrics."""
-    names = METRICS if metric == "mean" else (metric,)
-    return [sum(row[n] for n in names) / len(names) for row in found["rows"].values()]
+def values(found: Json, metric: str, wanted: Sequence[str] = ()) -> list[float]:
+    """One value per fact, of some facts or of all; "mean" is that of the three metrics."""
+    names, rows = (METRICS if metric == "mean" else (metric,)), found["rows"]
+    return [sum(rows[fact][n] for n in names) / len(names) for fact in wanted or rows]
 
 
 def show(name: str, edits: int, found: Json) -> None:
@@ -140,9 +140,10 @@ def summary(cells: Sequence[Json]) -> Json:
             for metric in (*METRICS, "mean") if "rows" in one else ():
                 points[edits][metric] = asdict(mean_interval(values(one, metric)))
             other = by_key.get((setup, REFERENCE), {}).get("points", {}).get(edits, {})
-            if name != REFERENCE and "rows" in one and list(other.get("rows", ())) == list(one["rows"]):
+            both = [fact for fact in one.get("rows", ()) if fact in other.get("rows", ())]
+            if name != REFERENCE and both:
                 points[edits]["reference_minus_this"] = {
-                    metric: asdict(paired_difference(values(other, metric), values(one, metric)))
+                    metric: asdict(paired_difference(*(values(each, metric, both) for each in (other, one))))
                     for metric in (*METRICS, "mean")
                 }
         about = {key: cell[key] for key in ("setup", "commit", "settings")}
