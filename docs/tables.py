@@ -17,7 +17,6 @@ from nmke.config import EditConfig
 
 ROOT = Path(__file__).parents[1]
 SCORES = ("reliability", "generalization", "locality")
-STREAM = ("model", "data", "batch", "edits")
 MARK = re.compile(r"<!-- table: ([a-z]+) -->")
 
 
@@ -208,12 +207,30 @@ def _readings() -> str:
 
 def _streams() -> str:
     """The committed record of long streams."""
-    rows = []
-    for where, point in _stream_points():
+    header = ("edits", "method", "scored", *SCORES, "mean", "perplexity")
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for stream, where, point in _stream_points():
         if "reliability" in point:
             scores = (_interval(point[metric]) for metric in (*SCORES, "mean"))
-            rows.append((*where, str(point["mean"]["n"]), *scores, f"{point['perplexity']:.2f}"))
-    return _table(("method", *STREAM, "scored", *SCORES, "mean", "perplexity"), rows)
+            found = (*where, str(point["mean"]["n"]), *scores, f"{point['perplexity']:.2f}")
+            rows.setdefault(stream, []).append(found)
+    return _tables(header, rows)
+
+
+def _paired() -> str:
+    """The paired differences in the record of long streams."""
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for stream, where, point in _stream_points():
+        if found := point.get("reference_minus_this"):
+            *single, mean = (_difference(found[metric]) for metric in (*SCORES, "mean"))
+            sure = found["mean"]["low"] > 0 or found["mean"]["high"] < 0
+            rows.setdefault(stream, []).append((*where, *single, f"**{mean}**" if sure else mean))
+    return _tables(("edits", "against", *SCORES, "mean"), rows)
+
+
+def _tables(header: tuple[str, ...], rows: dict[str, list[tuple[str, ...]]]) -> str:
+    """One table under each name."""
+    return "\n\n".join(f"*{name}*\n\n{_table(header, each)}" for name, each in rows.items())
 
 
 def _silencing() -> str:
@@ -228,27 +245,17 @@ def _silencing() -> str:
     return _table(("model", "layer", "silenced", "neighbours' answers that stay", "perplexity"), rows)
 
 
-def _paired() -> str:
-    """The paired differences in the record of long streams."""
-    rows = []
-    for where, point in _stream_points():
-        if found := point.get("reference_minus_this"):
-            *single, mean = (_difference(found[metric]) for metric in (*SCORES, "mean"))
-            sure = found["mean"]["low"] > 0 or found["mean"]["high"] < 0
-            rows.append((*where, *single, f"**{mean}**" if sure else mean))
-    return _table(("against", *STREAM, *SCORES, "mean"), rows)
-
-
-def _stream_points() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every checkpoint of the record, behind the method's name and what `STREAM` names."""
-    for name, cells in _cells("research_streams").items():
-        for cell in cells:
-            setup = cell["setup"]
-            for edits, point in cell["points"].items():
-                yield (
-                    (f"`{name}`", setup["model"], setup["data"], f"{setup['batch']}", f"{int(edits):,}"),
-                    point,
-                )
+def _stream_points() -> Iterator[tuple[str, tuple[str, str], dict[str, Any]]]:
+    """Every checkpoint of the record: the stream, edits and method, what was found."""
+    found = [
+        ((setup["model"], setup["data"], setup["batch"], int(edits), name), point)
+        for name, cells in _cells("research_streams").items()
+        for cell in cells
+        for setup in (cell["setup"],)
+        for edits, point in cell["points"].items()
+    ]
+    for (model, data, batch, edits, name), point in sorted(found, key=lambda each: each[0]):
+        yield f"{model}, {data}, batches of {batch}", (f"{edits:,}", f"`{name}`"), point
 
 
 def _difference(estimate: dict[str, float]) -> str:
