@@ -297,8 +297,8 @@ def importance(batch: Batch, layer: int) -> Float[Tensor, " d_mlp"]:
 @torch.no_grad()
 def _first_token_squares(model: EditableModel, layer: int) -> Float[Tensor, " d_mlp"]:
     """E[k_i²] at position 0, over the first tokens of the openers."""
-    firsts = sorted({tuple(model.encoder.encode(opener)[:1]) for opener in openers()})
-    batch = pad_batch([list(first) for first in firsts], model.encoder.pad_id, device=model.device)
+    firsts = sorted({model.encoder.encode(opener)[0] for opener in openers()})
+    batch = pad_batch([[first] for first in firsts], model.encoder.pad_id, device=model.device)
     parts = model.layout.layers[layer]
     with record_inputs({layer: parts.down_proj}) as seen, stop_after(parts.block):
         model.model(**model.inputs(batch))
