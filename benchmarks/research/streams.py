@@ -4,7 +4,8 @@ One cell is one method on one stream of facts: edited batch after batch, and sco
 --score) spread evenly over all that were edited so far (teacher-forced, two paraphrases and three neighbours each), with
 the perplexity of WikiText-2 test. A stream that stands at its end is scored again when more facts are asked for.
 Cells are compared on the facts that both have: paired 95 % intervals of reliability, generalization, locality and their
-mean, against `nmke`. Paraphrases of CounterFact are the derived ones.
+mean, against `nmke`, or what was run with one round of targets against `nmke` with one. Paraphrases of CounterFact
+are the derived ones.
 Runs and scores are kept under build/research/streams, so that an interrupted stream goes on where it stopped; the record
 holds every cell that reached a checkpoint.
 
@@ -40,6 +41,8 @@ DATA = {  # where to begin, and where to go on at the end of the file: records t
 METHODS: dict[str, dict[str, Any]] = {
     "nmke": {},
     "nmke, random neurons": {"mask": "random"},
+    "nmke, one round": {"rounds": 1},
+    "nmke, random neurons, one round": {"mask": "random", "rounds": 1},
     "nmke, no mask": {"mask": "none"},
     "nmke-linear": {"method": "nmke-linear"},
     "nmke-linear, random masks": {"method": "nmke-linear", "mask": "random"},
@@ -50,6 +53,7 @@ CHECKPOINTS = (100, 300, 500, 1_000, 2_000)
 NEIGHBOURS, HELD_OUT_TOKENS = 3, 4_096
 METRICS = ("reliability", "generalization", "locality")
 REFERENCE = "nmke"
+OTHER_REFERENCES = {"nmke, random neurons, one round": "nmke, one round"}
 FOLDER = KEPT / "streams"
 Json = dict[str, Any]
 
@@ -139,9 +143,11 @@ def summary(cells: Sequence[Json]) -> Json:
             points[edits] = {"perplexity": one["perplexity"]}
             for metric in (*METRICS, "mean") if "rows" in one else ():
                 points[edits][metric] = asdict(mean_interval(values(one, metric)))
-            other = by_key.get((setup, REFERENCE), {}).get("points", {}).get(edits, {})
+            reference = OTHER_REFERENCES.get(name, REFERENCE)
+            other = by_key.get((setup, reference), {}).get("points", {}).get(edits, {})
             both = [fact for fact in one.get("rows", ()) if fact in other.get("rows", ())]
-            if name != REFERENCE and both:
+            if name != reference and both:
+                points[edits]["reference"] = reference
                 points[edits]["reference_minus_this"] = {
                     metric: asdict(paired_difference(*(values(each, metric, both) for each in (other, one))))
                     for metric in (*METRICS, "mean")

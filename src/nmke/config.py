@@ -44,6 +44,11 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, description="Seed of contexts, random masks and the self-written corpus.")
 
     steps: PositiveInt = Field(25, description="Forward passes of the target optimisation, at most.")
+    rounds: PositiveInt = Field(
+        1,
+        description="Rounds of so many steps, at most: an edit whose target is not found (p < .9) at the end of one "
+        "gets another, with twice the clamp.",
+    )
     lr: PositiveFloat = Field(0.5, description="Adam learning rate of the target optimisation.")
     clamp: PositiveFloat = Field(0.75, description="Largest ‖delta‖, in units of ‖h0‖.")
     weight_decay: NonNegativeFloat = Field(0.5, description="Weight of ‖delta‖/‖h0‖² in the loss.")

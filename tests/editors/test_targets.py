@@ -12,6 +12,7 @@ from tests.exact import exact
 from torch import Tensor
 
 from nmke.config import EditConfig
+from nmke.editors import targets as targets_module
 from nmke.editors.targets import Targets, optimise_targets
 from nmke.errors import NumericsError, RequestError
 from nmke.models.load import EditableModel
@@ -120,7 +121,7 @@ def plain_targets(
     deltas = torch.zeros_like(h0).requires_grad_()
     mean, square = torch.zeros_like(h0), torch.zeros_like(h0)
     losses: list[float] = []
-    for step in range(1, config.steps + 1):
+    for step in range(1, config.rounds * config.steps + 1):
         parts = dict(zip(layers, deltas, strict=True))
         nll = torch.zeros((), dtype=torch.float64)
         for ids, anchor in rows:
@@ -132,8 +133,11 @@ def plain_targets(
         decay = torch.stack([d.norm() / h.norm() ** 2 for d, h in zip(deltas, h0, strict=True)]).mean()
         loss = nll + config.kl_factor * kl + config.weight_decay * decay
         losses.append(float(loss.detach()))
-        if losses[-1] < config.stop_loss or step == config.steps:
+        rounds_done, within = divmod(step, config.steps)
+        is_found = math.exp(-float(nll.detach())) >= targets_module.FOUND
+        if losses[-1] < config.stop_loss or (within == 0 and (is_found or rounds_done == config.rounds)):
             break
+        clamp = config.clamp * 2 ** (rounds_done if within else rounds_done - 1)
         (gradient,) = torch.autograd.grad(loss, deltas)
         with torch.no_grad():
             mean = 0.9 * mean + 0.1 * gradient
@@ -141,8 +145,8 @@ def plain_targets(
             moved = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
             deltas -= config.lr * moved
             for delta, h in zip(deltas, h0, strict=True):
-                if delta.norm() > config.clamp * h.norm():
-                    delta.mul_(config.clamp * h.norm() / delta.norm())
+                if delta.norm() > clamp * h.norm():
+                    delta.mul_(clamp * h.norm() / delta.norm())
     found = deltas.detach()
     return Plain(found, h0 + found, losses, float(nll.detach()))
 
@@ -216,6 +220,25 @@ def test_each_edit_stops_on_its_own_and_stays_where_it_stopped(gpt2_exact, plain
         assert targets.steps[edit] == len(expected.losses)
         assert targets.losses[edit] == pytest.approx(expected.losses[-1], rel=1e-9)
         torch.testing.assert_close(found(targets, edit)[0], expected.deltas, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_targets_that_are_not_found_get_another_round_with_twice_the_clamp(gpt2_exact, monkeypatch, site):
+    layers = SITES[site][1]
+    once = CONFIG.model_copy(update={"steps": 4, "clamp": 0.6})
+    first = optimise_targets(gpt2_exact, REQUESTS, CONTEXTS, layers, site, once)
+    middle = sorted(first.probabilities)[1:3]
+    monkeypatch.setattr(targets_module, "FOUND", sum(middle) / 2)
+    config = once.model_copy(update={"rounds": 3})
+    targets = optimise_targets(gpt2_exact, REQUESTS, CONTEXTS, layers, site, config)
+    assert targets.steps.count(4) == 2 and max(targets.steps) > 4
+    for edit, request in enumerate(REQUESTS):
+        expected = plain_targets(gpt2_exact, request, layers, site, config)
+        assert targets.steps[edit] == len(expected.losses)
+        deltas, values = found(targets, edit)
+        torch.testing.assert_close(deltas, expected.deltas, rtol=1e-9, atol=1e-9)
+        longest = (deltas.norm(dim=1) / (values - deltas).norm(dim=1)).max()
+        assert (longest > 0.6) == (targets.steps[edit] > 4)
 
 
 @pytest.mark.parametrize("budget", [1, 120, 100_000])

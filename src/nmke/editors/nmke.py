@@ -356,7 +356,7 @@ methods.register(
     "nmke",
     Method(
         compute=OwnNeurons(),
-        defaults={"mask": "least"},
+        defaults={"mask": "least", "rounds": 2},
         normed_defaults={"clamp": NORMED_CLAMP},
         masks=("least", "random"),
         layers=own_layers,

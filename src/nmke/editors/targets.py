@@ -37,6 +37,7 @@ from nmke.models.tokens import length_buckets
 from nmke.progress import Progress, Task, quiet, silent
 from nmke.types import EditRequest
 
+FOUND = 0.9  # probability of the target from which an edit needs no further round
 COMPACT_BELOW = 0.8  # rows are dropped from the batch once fewer than this share is still being optimised
 
 
@@ -123,7 +124,7 @@ def optimise_targets(
         contexts: Prefixes, the first one empty.
         layers: Where deltas live: the last edited layer (site "block"), or every edited layer ("down_proj").
         site: See `layers`.
-        config: steps, lr, clamp, weight_decay, kl_factor, stop_loss, token_budget, products.
+        config: steps, rounds, lr, clamp, weight_decay, kl_factor, stop_loss, token_budget, products.
         progress: Told after every step.
 
     Raises:
@@ -215,7 +216,8 @@ def _optimise_group(
         edit.start = start
         edit.delta = torch.zeros_like(start).requires_grad_()
     optimizer = torch.optim.Adam([edit.delta for edit in edits], lr=config.lr)
-    for step in range(1, config.steps + 1):
+    last = config.rounds * config.steps
+    for step in range(1, last + 1):
         losses = batch.losses(layers, config, first=step == 1)
         for edit, loss in zip(batch.edits, losses.tolist(), strict=True):
             if edit.done:
@@ -227,9 +229,10 @@ def _optimise_group(
                     "lower `lr` or load the model in float32"
                 )
             enough = 0 < config.stop_argmax <= edit.said
-            edit.done = edit.loss < config.stop_loss or enough or step == config.steps
+            over = step == last or (step % config.steps == 0 and edit.probability >= FOUND)
+            edit.done = edit.loss < config.stop_loss or enough or over
         mean = sum(edit.probability for edit in edits) / len(edits)
-        task.advance(0, f"step {step} of {config.steps}, p = {mean:.2f}")
+        task.advance(0, f"step {step} of {last}, p = {mean:.2f}")
         if all(edit.done for edit in batch.edits):
             return
         optimizer.zero_grad()
@@ -238,7 +241,9 @@ def _optimise_group(
             if edit.done:
                 edit.delta.grad = None  # else Adam's momentum would go on moving it
         optimizer.step()
-        _clip([edit for edit in batch.edits if not edit.done], config.clamp)
+        _clip(
+            [edit for edit in batch.edits if not edit.done], config.clamp * 2 ** ((step - 1) // config.steps)
+        )
         batch = batch.without_done()
 
 
