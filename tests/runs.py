@@ -13,6 +13,7 @@ from tests import tiny
 from transformers import PreTrainedModel
 
 from nmke.config import EditConfig
+from nmke.editors.memory import SolverState
 from nmke.models.load import EditableModel
 from nmke.session import BatchReport, EditSession
 from nmke.stats.store import StatsStore
@@ -89,6 +90,11 @@ def open_run(
 def edit_all(session: EditSession, requests: Sequence[EditRequest], **more: object) -> list[BatchReport]:
     """Edit all of them."""
     return list(session.edit_many(requests, **more))
+
+
+def live_state(session: EditSession) -> SolverState:
+    """What the session remembers of its edits."""
+    return session._writer._memory.state()
 
 
 def copied(source: EditableModel) -> EditableModel:

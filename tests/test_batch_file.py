@@ -1,12 +1,22 @@
 """Files of a batch: what earlier versions wrote is read, and what only writes down-projections keeps its names."""
 
+from dataclasses import replace
+
 import torch
 from safetensors.torch import load_file, save_file
 from tests import runs
 from tests.models.test_updates import new_neurons
 from tests.test_weights_state import update
 
-from nmke.batch_file import BATCH_SCHEMA, read_before, read_columns, read_keys, read_writes, write_batch
+from nmke.batch_file import (
+    BATCH_SCHEMA,
+    read_before,
+    read_columns,
+    read_inputs,
+    read_keys,
+    read_writes,
+    write_batch,
+)
 from nmke.editors.pipeline import BatchResult
 from nmke.editors.targets import Targets
 from nmke.types import MatrixPlace
@@ -55,13 +65,16 @@ def test_a_batch_of_linear_writes_keeps_the_names_that_earlier_versions_read(tmp
 def test_whole_neurons_are_kept_with_what_they_replaced(tmp_path):
     state = WeightsState(runs.model())
     as_loaded, updates = runs.bits(state.model), [new_neurons(state.model.layout, 1)]
-    written = result(updates, 3)
+    written = replace(result(updates, 3), memory_inputs={1: torch.rand(3, 33), 2: torch.rand(3, 33)})
     write_batch(tmp_path / "b.safetensors", written, state.apply(updates))
     before = read_before(tmp_path / "b.safetensors")
     assert list(before.columns) == [MatrixPlace(1, part) for part in ("down", "gate", "up")]
     index, d_mlp = read_columns(tmp_path / "b.safetensors")[1]
     assert index.tolist() == [2, 5, 40] and d_mlp == 64
     assert torch.equal(read_keys(tmp_path / "b.safetensors", 1)[1], written.memory_keys[1][1:2])
+    assert list(read_keys(tmp_path / "b.safetensors")) == [1]
+    inputs = read_inputs(tmp_path / "b.safetensors", 1)
+    assert all(torch.equal(inputs[i], written.memory_inputs[i][1:2]) for i in (1, 2)) and len(inputs) == 2
 
     write, base = read_writes(tmp_path / "b.safetensors")[1], state.before_and_after(MatrixPlace(1))
     torch.testing.assert_close(write.delta, (base[1] - base[0]).double())

@@ -63,6 +63,8 @@ def write_batch(path: Path, result: BatchResult, before: Before) -> str:
             tensors[_name(MatrixPlace(update.layer, part)) + ".after"] = columns.values
         if update.mask is not None:
             tensors[prefix + "mask"] = update.mask.keep.to(torch.uint8)
+    for layer, inputs in result.memory_inputs.items():
+        tensors[f"layer.{layer}.inputs"] = inputs
     for place, columns in before.columns.items():
         tensors[_name(place) + ".columns"] = columns.index
         tensors[_name(place) + ".before"] = columns.values
@@ -97,11 +99,20 @@ def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
         path: The batch's file.
         edit: Only the rows of this edit, counted among those the batch wrote; None for all rows.
     """
-    tensors = _read(path, BATCH_SCHEMA, ("keys", "owners"))
+    return _read_rows(path, "keys", edit)
+
+
+def read_inputs(path: Path, edit: int | None = None) -> dict[int, Keys]:
+    """What MLPs are given at a batch's subjects, per layer [rows, d_model + 1] float32; see `read_keys`."""
+    return _read_rows(path, "inputs", edit)
+
+
+def _read_rows(path: Path, kind: str, edit: int | None) -> dict[int, Keys]:
+    tensors = _read(path, BATCH_SCHEMA, (kind, "owners"))
     with read_as(f"batch file {str(path)!r}"):
         owners = tensors.pop("owners")
         kept = owners >= 0 if edit is None else owners == edit
-        return {int(name.split(".")[1]): keys[kept] for name, keys in tensors.items()}
+        return {int(name.split(".")[1]): rows[kept] for name, rows in tensors.items()}
 
 
 def read_columns(path: Path) -> dict[int, tuple[Int[Tensor, " touched"], int]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from nmke.active_edits import Place
-from nmke.batch_file import read_keys
+from nmke.batch_file import read_inputs, read_keys
 from nmke.editors.memory import SolverState
 from nmke.ledger import Ledger
 from nmke.run_folder import RunFolder
@@ -33,7 +33,7 @@ class RunMemory:
         self._state = SolverState()
 
     def state(self) -> SolverState:
-        """Keys of the active batches, without those of superseded edits."""
+        """What is remembered of the active batches, without superseded edits."""
         active = self._ledger.active()
         if active[: len(self._folded)] != self._folded:
             self._folded, self._state = [], SolverState()
@@ -51,14 +51,19 @@ class RunMemory:
         written = index.written(seq)
         holders = (index.holder(place.fact, before=seq) for place in written)
         state = self._released(self._state, [place for place in holders if place is not None])
-        return state.remember(self._keys(seq)) if written else state
+        return state.remember(*self._rows(seq)) if written else state
 
     def _released(self, state: SolverState, places: Sequence[Place]) -> SolverState:
         for place in places:
             row = self._ledger.edits.written(place.seq).index(place)
-            state = state.release(self._keys(place.seq, row))
+            state = state.release(*self._rows(place.seq, row))
         return state
 
-    def _keys(self, seq: int, edit: int | None = None) -> dict[int, Keys]:
+    def _rows(self, seq: int, edit: int | None = None) -> tuple[dict[int, Keys], dict[int, Keys]]:
+        """Keys and inputs of a batch, or of one edit of it."""
         path = self._folder.root / self._folder.edits_name(seq)
-        return {layer: keys.to(self._device) for layer, keys in read_keys(path, edit).items()}
+        keys, inputs = (
+            {layer: rows.to(self._device) for layer, rows in read(path, edit).items()}
+            for read in (read_keys, read_inputs)
+        )
+        return keys, inputs

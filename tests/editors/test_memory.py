@@ -93,3 +93,12 @@ def test_state_keeps_one_memory_per_layer():
     assert second.memory(9, 7).rows.shape == (0, 7)
     expected = torch.cat([rows(2), rows(1, 1)])
     torch.testing.assert_close(second.memory(3, M).moment(), expected.T @ expected, rtol=1e-12, atol=1e-12)
+
+
+def test_inputs_are_remembered_and_released_beside_the_keys():
+    state = SolverState().remember({3: rows(2)}, {3: rows(2, 1), 4: rows(2, 2)}).remember({3: rows(1, 3)})
+    assert state.memories[3].count == 3 and set(state.memories) == {3}
+    assert torch.equal(state.inputs[4].rows.double(), rows(2, 2))
+    left = state.release({3: rows(2)[:1]}, {4: rows(2, 2)[:1]})
+    assert [left.memories[3].count, left.inputs[3].count, left.inputs[4].count] == [2, 2, 1]
+    assert state.inputs[4].count == 2

@@ -1,6 +1,7 @@
 """Neurons of their own: what they write, for whom they fire, and that they are given back."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -177,6 +178,20 @@ def test_directions_in_closed_form():
     torch.testing.assert_close(constants, plain + missing[:, None] * found)
 
 
+def test_subjects_of_earlier_edits_are_part_of_what_a_reading_is_told_from():
+    generator = torch.Generator().manual_seed(0)
+    rows, past = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    moment = torch.eye(6, dtype=torch.float64)
+    with_one = torch.cat([past, torch.ones(3, 1, dtype=torch.float64)], dim=1)
+    method = OwnNeurons(ridge=0.0, slack=0.0, earlier_weight=0.5)
+    found, _ = method.detectors(rows, torch.eye(3), moment, with_one.T @ with_one)
+    system = 0.7 * torch.eye(5) + 0.3 * rows.T @ rows / 3 + 0.5 * past.T @ past
+    wanted = torch.linalg.inv(system) @ rows.T
+    torch.testing.assert_close(found.T, wanted / (wanted * rows.T).sum(0))
+    alone, _ = method.detectors(rows, torch.eye(3), moment)
+    assert float((past @ found.T).square().sum()) < float((past @ alone.T).square().sum())
+
+
 def test_a_reading_is_evened_out_over_the_contexts_of_a_fact():
     generator = torch.Generator().manual_seed(0)
     moment = torch.eye(9, dtype=torch.float64)
@@ -191,6 +206,39 @@ def test_a_reading_is_evened_out_over_the_contexts_of_a_fact():
         spread.append(float((read[0, 0] - read[1, 0]).abs()))
         assert slack or torch.allclose(ones[weights.T > 0], torch.ones(4, dtype=torch.float64))
     assert spread[0] == pytest.approx(0.0, abs=1e-9) and spread[0] < spread[1] < spread[2]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_later_neuron_is_told_from_the_subject_of_an_earlier_edit(family):
+    model = BUILDERS[family]()
+    first, later = REQUESTS[1], replace(REQUESTS[1], subject="Eve Curie", id="c")
+    written = edit(model, [first], layers=(1,))
+    assert set(written.memory_keys) == set(written.memory_inputs) == {1}
+    inputs, past = written.memory_inputs[1], SolverState()
+    assert inputs.shape == (1, model.layout.d_model + 1) and float(inputs[0, -1]) == 1
+    heard = []
+    for state in (past, past.remember(written.memory_keys, written.memory_inputs)):
+        batch = replace(batch_of(model, layers=(1,)), requests=(later,), state=state)
+        (update,) = OwnNeurons(earlier_weight=10.0)(batch).updates
+        with ProvisionalWrites(model) as writes:
+            writes.add(update)
+            rows = KeyPass(model, (first, later), CONTEXTS, (1,))
+            keys = rows.at_anchors({1: model.layout.layers[1].down_proj})[1]
+        fires = rows.weights @ keys[:, int(update.replaced["down"].index[0])]
+        heard.append(float(fires[0] / fires[1]))
+    assert abs(heard[1]) < 0.5 * abs(heard[0]), heard
+
+
+def test_what_every_layer_is_given_is_remembered_as_it_is_after_the_write():
+    model = BUILDERS["llama"]()
+    result = edit(model)
+    assert list(result.memory_keys) == [1] and list(result.memory_inputs) == [1, 2]
+    with ProvisionalWrites(model) as writes:
+        writes.add(result.updates[0])
+        rows = KeyPass(model, REQUESTS, CONTEXTS, LAYERS)
+        seen = rows.at_anchors({i: model.layout.layers[i].read_in.behind_activation for i in LAYERS})
+    for layer, inputs in result.memory_inputs.items():
+        torch.testing.assert_close(inputs[:, :-1], rows.average(seen[layer]).float())
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -290,7 +338,9 @@ def test_batches_take_different_neurons_and_a_resumed_run_has_the_same_bits(tmp_
         assert {c.part for c in session.changed()} == {"down", "gate", "up"}
         assert all(c.columns == 4 for c in session.changed())
         assert int(free_neurons(session.model, 1).sum()) == 60
+        assert runs.live_state(session).inputs[1].count == 4
         session.undo()
+        assert runs.live_state(session).inputs[1].count == 2
         assert int(free_neurons(session.model, 1).sum()) == 62 and session.content_hash == hashes[0]
         session.undo()
         assert runs.bits(session.model) == as_loaded

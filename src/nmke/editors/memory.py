@@ -1,4 +1,4 @@
-"""What lives across the batches of a run: the keys of earlier edits, per layer.
+"""What lives across the batches of a run: the keys of earlier edits, per layer, or what their MLPs are given.
 
 Pure tensor code. Keys are kept as rows, so that undoing an edit drops its rows; once there are more rows
 than neurons only their second moment is kept, so that cost and memory stay flat however long the run is.
@@ -73,22 +73,35 @@ class KeyMemory:
 
 @dataclass(frozen=True)
 class SolverState:
-    """Key memories of all edited layers."""
+    """Memories of all layers.
+
+    Args:
+        memories: Of keys, by layer.
+        inputs: Of what an MLP is given at the edits' subjects, with a one behind it, [edits, d_model + 1], by layer.
+    """
 
     memories: Mapping[int, KeyMemory] = field(default_factory=dict)
+    inputs: Mapping[int, KeyMemory] = field(default_factory=dict)
 
     def memory(self, layer: int, d_mlp: int, device: torch.device | str = "cpu") -> KeyMemory:
         """The memory of `layer`, empty at first."""
         return self.memories.get(layer) or KeyMemory.empty(d_mlp, device)
 
-    def remember(self, keys: Mapping[int, Keys]) -> SolverState:
-        """The state with each layer's keys added."""
-        memories = dict(self.memories)
-        for layer, rows in keys.items():
-            memories[layer] = self.memory(layer, rows.shape[1], rows.device).remember(rows)
-        return SolverState(memories)
+    def remember(self, keys: Mapping[int, Keys], inputs: Mapping[int, Keys] | None = None) -> SolverState:
+        """The state with each layer's rows added."""
+        return SolverState(_remember(self.memories, keys), _remember(self.inputs, inputs or {}))
 
-    def release(self, keys: Mapping[int, Keys]) -> SolverState:
-        """The state without these keys of each layer; see `KeyMemory.release`."""
-        memories = {layer: self.memories[layer].release(rows) for layer, rows in keys.items()}
-        return SolverState({**self.memories, **memories})
+    def release(self, keys: Mapping[int, Keys], inputs: Mapping[int, Keys] | None = None) -> SolverState:
+        """The state without these rows of each layer; see `KeyMemory.release`."""
+        return SolverState(_release(self.memories, keys), _release(self.inputs, inputs or {}))
+
+
+def _remember(memories: Mapping[int, KeyMemory], added: Mapping[int, Keys]) -> dict[int, KeyMemory]:
+    found = dict(memories)
+    for layer, rows in added.items():
+        found[layer] = (found.get(layer) or KeyMemory.empty(rows.shape[1], rows.device)).remember(rows)
+    return found
+
+
+def _release(memories: Mapping[int, KeyMemory], taken: Mapping[int, Keys]) -> dict[int, KeyMemory]:
+    return {**memories, **{layer: memories[layer].release(rows) for layer, rows in taken.items()}}

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.config import LEAST, EditConfig, replace_config
-from nmke.editors.memory import KeyMemory
+from nmke.editors.memory import KeyMemory, SolverState
 from nmke.editors.side import Recall, SideMemory
 from nmke.masking.per_edit import suits_edit
 from nmke.models.layout import ModelLayout
@@ -87,6 +87,7 @@ class Batch:
         stats: Key statistics of every edited layer, if the method needs them.
         inputs: Moments of ordinary MLP inputs of every edited layer, if it needs them.
         turn: Number of the batch in its run.
+        state: Memory of earlier edits.
     """
 
     model: EditableModel
@@ -98,6 +99,7 @@ class Batch:
     stats: Mapping[int, LayerStats] = field(default_factory=dict)
     inputs: Mapping[int, OrdinaryInputs] = field(default_factory=dict)
     turn: int = 0
+    state: SolverState = field(default_factory=SolverState)
 
     @property
     def layers(self) -> tuple[int, ...]:

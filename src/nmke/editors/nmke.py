@@ -7,13 +7,13 @@ fact gets a whole neuron (gate row, up row, down column) instead of a linear cha
 The paper's masks of columns are `nmke-linear` and `nmke-published` (`nmke.editors.nmke_linear`).
 
 With x̄ the fact's mean input over its contexts and A the second moment of MLP inputs on ordinary text and before other
-names (`nmke.stats.subjects`), mixed with the batch's own subjects, u = A⁻¹x̄ scaled to u·x̄ = 1 would be the linear
-reading of the subject that answers least to all else; the one taken is held to about 1 in each context, too. And
-c = (A + ridge)⁻¹μ, μ the mean input, is close to 1 at names, a bias where the model has none; it is moved to 1 in
-the fact's contexts, too. With s = u·x the gate reads α(s - θ) and the up-projection ((2 - θ) - s)/(1 - θ): below θ the
-neuron is silent, at s = 1 its coefficient is flat, so that paraphrases get the same write. An MLP without a gate has
-the ramp α(s - θ) alone. The column written is delta over the neuron's largest coefficient on the fact's own rows,
-delta the target of `nmke.editors.targets` for that layer alone.
+names (`nmke.stats.subjects`), mixed with the subjects of the batch and of earlier edits, u = A⁻¹x̄ scaled to u·x̄ = 1
+would be the linear reading of the subject that answers least to all else; the one taken is held to about 1 in each
+context, too. And c = (A + ridge)⁻¹μ, μ the mean input, is close to 1 at names, a bias where the model has none; it is
+moved to 1 in the fact's contexts, too. With s = u·x the gate reads α(s - θ) and the up-projection
+((2 - θ) - s)/(1 - θ): below θ the neuron is silent, at s = 1 its coefficient is flat, so that paraphrases get the
+same write. An MLP without a gate has the ramp α(s - θ) alone. The column written is delta over the neuron's largest
+coefficient on the fact's own rows, delta the target of `nmke.editors.targets` for that layer alone.
 
 Layers are filled one after another, the lowest first: what is written in one shifts what later layers read, and
 their neurons were not made to tell that from their subjects. Half of a layer's neurons may be taken, by what they do
@@ -27,12 +27,12 @@ norm makes what is written as long as ever, and a write that outweighs the rest 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmke.editors.keys import KeyPass
 from nmke.editors.method import INPUT_STATISTICS, STATISTICS, Batch, Method, methods
@@ -48,7 +48,7 @@ from nmke.models.tokens import pad_batch
 from nmke.models.tracing import record_inputs, stop_after
 from nmke.models.weights import ReadingMatrix
 from nmke.stats.corpus import openers
-from nmke.types import Columns, EditRequest, Gram, LayerUpdate, MatrixPlace, NeuronMask, Part
+from nmke.types import Columns, EditRequest, Gram, Keys, LayerUpdate, MatrixPlace, NeuronMask, Part
 
 LARGEST_SHARE = 0.5  # of a layer's neurons that edits may take before the next layer is begun
 NORMED_CLAMP = 5.0  # largest ‖delta‖ in units of the MLP's own output, where a norm stands behind it
@@ -65,6 +65,7 @@ class OwnNeurons:
         sharpness: α, steepness of the activation's input.
         ordinary_share: Weight of ordinary inputs in A and μ; the rest is the batch's own subjects.
         name_share: Share of ordinary subjects in the ordinary inputs; the rest is text.
+        earlier_weight: Weight in A and μ of each subject of an earlier edit, as much as one has in a batch of 100.
         ridge: Added to A, in units of its mean diagonal.
         bias_ridge: The same, for c: its error at names in other words is what the paraphrases lose.
         slack: How far the reading may differ between the contexts of a fact: 0 not at all.
@@ -74,6 +75,7 @@ class OwnNeurons:
     sharpness: float = 64.0
     ordinary_share: float = 0.7
     name_share: float = 0.5
+    earlier_weight: float = 0.003
     ridge: float = 1e-3
     bias_ridge: float = 1.0
     slack: float = 0.02
@@ -93,8 +95,8 @@ class OwnNeurons:
         with clock.stage("targets"):
             targets = _find_targets(batch, requests, homes)
         with clock.stage("keys"):
-            rows = KeyPass(model, requests, batch.contexts, tuple(chosen))
-            seen = _Seen.at_anchors(model, rows)
+            rows = KeyPass(model, requests, batch.contexts, batch.layers)
+            seen = _Seen.at_anchors(model, rows, chosen)
         updates = []
         with batch.progress.task("layers", total=len(chosen)) as task, ProvisionalWrites(model) as writes:
             for layer, (index, mask) in chosen.items():
@@ -110,12 +112,18 @@ class OwnNeurons:
                     writes.add(updates[-1])
                 task.advance(1, f"layer {layer}: {len(index)} neurons")
             with clock.stage("keys"):
-                memory = {layer: keys.float() for layer, keys in rows.collect()[0].items()}
+                keys, inputs = _to_remember(model, rows, chosen)
         masks = {layer: mask for layer, (_, mask) in chosen.items()}
-        return BatchResult(tuple(updates), memory, targets, masks, owners, {}, clock.seconds)
+        return BatchResult(
+            tuple(updates), keys, targets, masks, owners, {}, clock.seconds, memory_inputs=inputs
+        )
 
     def detectors(
-        self, rows: Inputs, weights: Float[Tensor, "edits rows"], moment: Gram
+        self,
+        rows: Inputs,
+        weights: Float[Tensor, "edits rows"],
+        moment: Gram,
+        earlier: Gram | None = None,
     ) -> tuple[Inputs, Inputs]:
         """Directions u and c, one of each for every edit; float64.
 
@@ -123,6 +131,7 @@ class OwnNeurons:
             rows: What the MLP is given at the subject in every context, [rows, d_model].
             weights: Of each edit's rows in its mean, zero for those of other edits; every line adds up to 1.
             moment: E[x₁ x₁ᵀ] of ordinary MLP inputs with a one below each, [d_model + 1, d_model + 1].
+            earlier: Sum of x₁ x₁ᵀ over the subjects of earlier edits; None without any.
         """
         rows, weights, moment = rows.double(), weights.double(), moment.double()
         subjects = weights @ rows
@@ -130,6 +139,9 @@ class OwnNeurons:
         system = ordinary * moment[:-1, :-1] + own * subjects.T @ subjects / len(subjects)
         mean = ordinary * moment[:-1, -1] + own * subjects.mean(dim=0)
         unit = system.diagonal().mean() * torch.eye(len(system)).to(system)
+        if earlier is not None:
+            system = system + self.earlier_weight * earlier[:-1, :-1].to(system)
+            mean = mean + self.earlier_weight * earlier[:-1, -1].to(mean)
         solved = torch.linalg.solve(system + self.ridge * unit, rows.T).T
         constant = torch.linalg.solve(system + self.bias_ridge * unit, mean)
         found = [self._even(rows[w > 0], solved[w > 0], w[w > 0], constant) for w in weights]
@@ -155,7 +167,11 @@ class OwnNeurons:
         """The new reading of the neurons of the rows `mine`; their writing stays."""
         ordinary = batch.inputs[layer]
         moment = (1 - self.name_share) * ordinary.text + self.name_share * ordinary.subjects
-        found, constants = (every[list(mine)] for every in self.detectors(seen, rows.weights, moment))
+        memory = batch.state.inputs.get(layer)
+        earlier = memory.moment() if memory is not None else None
+        found, constants = (
+            every[list(mine)] for every in self.detectors(seen, rows.weights, moment, earlier)
+        )
         parts = batch.model.layout.layers[layer]
         gap = 1 - self.threshold
         ramp = (self.sharpness, -self.sharpness * self.threshold)
@@ -180,13 +196,32 @@ class _Seen:
     read: dict[int, Float[Tensor, "rows d_model"]]
 
     @classmethod
-    def at_anchors(cls, model: EditableModel, rows: KeyPass) -> _Seen:
+    def at_anchors(cls, model: EditableModel, rows: KeyPass, layers: Iterable[int]) -> _Seen:
         """On the model as it is."""
-        parts = {layer: model.layout.layers[layer] for layer in rows.layers}
+        parts = {layer: model.layout.layers[layer] for layer in layers}
         entered = {("entered", layer): part.mlp for layer, part in parts.items()}
         read = {("read", layer): part.read_in.behind_activation for layer, part in parts.items()}
         found = rows.at_anchors({**entered, **read})
         return cls({i: found["entered", i] for i in parts}, {i: found["read", i] for i in parts})
+
+
+def _to_remember(
+    model: EditableModel, rows: KeyPass, written: Iterable[int]
+) -> tuple[dict[int, Keys], dict[int, Keys]]:
+    """Keys of the layers that were written, and what every layer's MLP is given, with a one behind it; float32.
+
+    A layer that is filled later has to know the subjects of today as they look there after today's write.
+    """
+    layers = model.layout.layers
+    found = rows.at_anchors(
+        {("keys", i): layers[i].down_proj for i in written}
+        | {("inputs", i): layers[i].read_in.behind_activation for i in rows.layers}
+    )
+    means = {key: rows.average(each).float() for key, each in found.items()}
+    return (
+        {i: means["keys", i] for i in written},
+        {i: nn.functional.pad(means["inputs", i], (0, 1), value=1.0) for i in rows.layers},
+    )
 
 
 def own_layers(n_layers: int) -> tuple[int, ...]:

@@ -55,6 +55,8 @@ class BatchResult:
         score_summaries: Mean, highest and share of positive scores per layer, for the record.
         seconds: Time of each stage.
         side: The side memory that takes the place of the method's, None when it keeps none.
+        memory_inputs: What MLPs are given at the subjects after the write, with a one behind it, per layer
+            [rows, d_model + 1], for methods that remember that.
     """
 
     updates: tuple[LayerUpdate, ...]
@@ -65,6 +67,7 @@ class BatchResult:
     score_summaries: dict[int, dict[str, float]]
     seconds: dict[str, float] = field(default_factory=dict)
     side: SideMemory | None = None
+    memory_inputs: dict[int, Keys] = field(default_factory=dict)
 
 
 def default_layers(n_layers: int) -> tuple[int, ...]:
@@ -119,7 +122,7 @@ def compute_updates(
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
         RequestError: If a prompt does not fit the model.
     """
-    batch = Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn)
+    batch = Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn, state)
     if method.compute is not None:
         return method.compute(batch)
     if BLUE in config.stabilisers and len(batch.layers) > 1:
