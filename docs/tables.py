@@ -199,10 +199,15 @@ def _readings() -> str:
         "other_subjects_hit": "fires at other subjects",
     }
     rows = [
-        (name, f"{cell['own']['lowest']:.2f}", *(_share(cell[key]) for key in columns))
+        (
+            name,
+            f"{cell['own']['lowest']:.2f}",
+            *(_share(cell[key]) for key in columns),
+            _interval(cell["later_neurons"]),
+        )
         for name, cell in _cells("research_own_readings").items()
     ]
-    return _table(("readings", "lowest share, own contexts", *columns.values()), rows)
+    return _table(("readings", "lowest share, own contexts", *columns.values(), "later neurons per subject"), rows)
 
 
 def _streams() -> str:
@@ -224,8 +229,9 @@ def _paired() -> str:
         if found := point.get("reference_minus_this"):
             *single, mean = (_difference(found[metric]) for metric in (*SCORES, "mean"))
             sure = found["mean"]["low"] > 0 or found["mean"]["high"] < 0
-            rows.setdefault(stream, []).append((*where, *single, f"**{mean}**" if sure else mean))
-    return _tables(("edits", "against", *SCORES, "mean"), rows)
+            names = (where[0], point["reference"], where[1])
+            rows.setdefault(stream, []).append((*names, *single, f"**{mean}**" if sure else mean))
+    return _tables(("edits", "method", "against", *SCORES, "mean"), rows)
 
 
 def _tables(header: tuple[str, ...], rows: dict[str, list[tuple[str, ...]]]) -> str:

@@ -3,8 +3,9 @@
 Readings of `nmke` are made for 300 facts in batches, as the method makes them, and looked at in the unedited model;
 nothing is written. A reading is turned into the neuron's coefficient as a share of its largest one. Per cell: the lowest
 and the mean share over a fact's own contexts; the mean share, and how many reach .6, at paraphrases (which put a
-sentence of other things in front); and how many rows of other subjects, prompts of neighbours and paraphrases
-hold a token at which a neuron of another fact reaches .4. Facts that share a subject do not count as others.
+sentence of other things in front); how many rows of other subjects, prompts of neighbours and paraphrases
+hold a token at which a neuron of another fact reaches .4; and how many neurons of later batches do so at a subject.
+Facts that share a subject do not count as others.
 
     python benchmarks/research/own_readings.py
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from common import facts
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmke.editors.contexts import write_contexts
 from nmke.editors.keys import KeyPass
@@ -42,6 +43,7 @@ CELLS: dict[str, tuple[int, int, OwnNeurons]] = {
     "layer 16, batches of 100": (16, 100, OwnNeurons()),
     "layer 16, batches of 10": (16, 10, OwnNeurons()),
     "layer 16, single facts": (16, 1, OwnNeurons()),
+    "layer 16, batches of 10, earlier subjects forgotten": (16, 10, OwnNeurons(earlier_weight=0.0)),
     "layer 16, contexts not evened out": (16, 100, OwnNeurons(slack=1e6)),
     "layer 16, threshold 0.5": (16, 100, OwnNeurons(threshold=0.5)),
     "layer 16, threshold 0.6": (16, 100, OwnNeurons(threshold=0.6)),
@@ -105,20 +107,26 @@ def cell(seen: Seen, method: OwnNeurons, batch: int, store: StatsStore) -> Json:
         for kind in ("inputs", "subjects")
     )
     moment = (1 - method.name_share) * text + method.name_share * names
-    found = []
+    found, earlier = [], None
+    means = nn.functional.pad(rows.average(seen.anchors), (0, 1), value=1.0)
     for start in range(0, len(seen.requests), batch):
         weights = rows.weights[start : start + batch]
         mine = weights.sum(dim=0) > 0
-        found.append(method.detectors(seen.anchors[mine], weights[:, mine], moment))
+        found.append(method.detectors(seen.anchors[mine], weights[:, mine], moment, earlier))
+        done = means[: start + batch]
+        earlier = done.T @ done
     u, c = (torch.cat(each) for each in zip(*found, strict=True))
     subjects = [request.subject for request in seen.requests]
     same = torch.tensor([[a == b for b in subjects] for a in subjects])
     at = share(seen.anchors, u, c, method.threshold)
     own = at.gather(1, rows.owner[:, None])[:, 0]
-    others = at.masked_fill(same[rows.owner], 0.0).amax(dim=1)
+    others = at.masked_fill(same[rows.owner], 0.0)
+    turn = torch.arange(len(subjects)) // batch
+    later = (others > HIT) & (turn > turn[rows.owner, None])
     content: Json = {
         "own": {"mean": float(own.mean()), "lowest": float(own.min())},
-        "other_subjects_hit": asdict(mean_interval((others > HIT).double().tolist())),
+        "other_subjects_hit": asdict(mean_interval((others > HIT).any(dim=1).double().tolist())),
+        "later_neurons": asdict(mean_interval(later.sum(dim=1).double().tolist())),
     }
     for kind, prompts in seen.prompts.items():
         shares, hits = [], []

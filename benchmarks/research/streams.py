@@ -4,8 +4,7 @@ One cell is one method on one stream of facts: edited batch after batch, and sco
 --score) spread evenly over all that were edited so far (teacher-forced, two paraphrases and three neighbours each), with
 the perplexity of WikiText-2 test. A stream that stands at its end is scored again when more facts are asked for.
 Cells are compared on the facts that both have: paired 95 % intervals of reliability, generalization, locality and their
-mean, against `nmke`, or what was run with one round of targets against `nmke` with one. Paraphrases of CounterFact
-are the derived ones.
+mean, against `nmke`, or its first version where that is all there is. Paraphrases of CounterFact are the derived ones.
 Runs and scores are kept under build/research/streams, so that an interrupted stream goes on where it stopped; the record
 holds every cell that reached a checkpoint.
 
@@ -41,8 +40,6 @@ DATA = {  # where to begin, and where to go on at the end of the file: records t
 METHODS: dict[str, dict[str, Any]] = {
     "nmke": {},
     "nmke, random neurons": {"mask": "random"},
-    "nmke, one round": {"rounds": 1},
-    "nmke, random neurons, one round": {"mask": "random", "rounds": 1},
     "nmke, no mask": {"mask": "none"},
     "nmke-linear": {"method": "nmke-linear"},
     "nmke-linear, random masks": {"method": "nmke-linear", "mask": "random"},
@@ -53,7 +50,10 @@ CHECKPOINTS = (100, 300, 500, 1_000, 2_000)
 NEIGHBOURS, HELD_OUT_TOKENS = 3, 4_096
 METRICS = ("reliability", "generalization", "locality")
 REFERENCE = "nmke"
-OTHER_REFERENCES = {"nmke, random neurons, one round": "nmke, one round"}
+FIRST = (
+    "nmke, first version"  # until commit fa0eb1c: one round of targets, subjects of earlier edits forgotten
+)
+REFERENCES = {f"{FIRST}, random neurons": (FIRST,)}  # others: against what is there, the newer version first
 FOLDER = KEPT / "streams"
 Json = dict[str, Any]
 
@@ -143,18 +143,29 @@ def summary(cells: Sequence[Json]) -> Json:
             points[edits] = {"perplexity": one["perplexity"]}
             for metric in (*METRICS, "mean") if "rows" in one else ():
                 points[edits][metric] = asdict(mean_interval(values(one, metric)))
-            reference = OTHER_REFERENCES.get(name, REFERENCE)
-            other = by_key.get((setup, reference), {}).get("points", {}).get(edits, {})
-            both = [fact for fact in one.get("rows", ()) if fact in other.get("rows", ())]
-            if name != reference and both:
-                points[edits]["reference"] = reference
-                points[edits]["reference_minus_this"] = {
-                    metric: asdict(paired_difference(*(values(each, metric, both) for each in (other, one))))
-                    for metric in (*METRICS, "mean")
-                }
+            for reference in REFERENCES.get(name, (REFERENCE, FIRST)):
+                other = by_key.get((setup, reference), {}).get("points", {}).get(edits, {})
+                both = [fact for fact in one.get("rows", ()) if fact in other.get("rows", ())]
+                if both and name != reference:
+                    points[edits] |= {
+                        "reference": reference,
+                        "reference_minus_this": paired(other, one, both),
+                    }
+                if both:
+                    break
         about = {key: cell[key] for key in ("setup", "commit", "settings")}
         found.setdefault(name, []).append({**about, "points": points})
     return found
+
+
+def paired(reference: Json, other: Json, facts_of_both: Sequence[str]) -> Json:
+    """The reference minus the other, fact by fact."""
+    return {
+        metric: asdict(
+            paired_difference(*(values(each, metric, facts_of_both) for each in (reference, other)))
+        )
+        for metric in (*METRICS, "mean")
+    }
 
 
 def main() -> None:

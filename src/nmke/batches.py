@@ -16,6 +16,7 @@ from nmke.editors import methods
 from nmke.editors.method import Method, with_defaults
 from nmke.editors.pipeline import BatchResult, default_layers
 from nmke.editors.stabilisers import check_stabilisers, in_force, stabilisers
+from nmke.editors.targets import FOUND
 from nmke.errors import ConfigError, RequestError
 from nmke.evaluation.target_scores import TargetScore
 from nmke.events import EditRecord, Event
@@ -267,6 +268,6 @@ def versions() -> dict[str, str]:
 
 
 def _why_not(target_probability: float) -> str:
-    if target_probability < 0.5:
-        return f"no target value was found (p = {target_probability:.2f}): try more steps, higher lr or larger clamp"
-    return "the target was found but the write does not reach it: try a smaller batch, more layers or a wider mask"
+    if target_probability < FOUND:
+        return f"no target value was found (p = {target_probability:.2f}): try more rounds, more steps or another layer"
+    return "the target was found but the write does not reach it: try once more, in a smaller batch or in more layers"
