@@ -177,9 +177,9 @@ def test_the_same_fact_twice_goes_into_two_batches(opened):
     session = opened(batch_size=4)
     reports = runs.edit_all(session, [FACTS[2], AGAIN[2], AGAIN[3], FACTS[3]])
     assert [[r.request.id for r in report.records] for report in reports] == [
-        ["e002"],
+        ["e002", "e003"],
         ["third"],
-        ["fourth", "e003"],
+        ["fourth"],
     ]
     with pytest.raises(RequestError, match="'third' and 'fourth' of one batch ask for the same fact"):
         session.edit_batch(AGAIN[2:])
@@ -382,3 +382,37 @@ def test_other_settings_hold_inside_the_with_only(opened):
     assert session.config == before
     with pytest.raises(ConfigError, match="did you mean 'steps'"), session.using(stepz=7):
         pass
+
+
+def test_facts_of_a_subject_that_the_model_says_are_held(tmp_path, monkeypatch):
+    from nmke import writing
+
+    real, held = writing.compute_updates, []
+
+    def watched(*args, **more):
+        held.append([request.id for request in more["held"]])
+        return real(*args, **more)
+
+    monkeypatch.setattr(writing, "compute_updates", watched)
+    facts = runs.facts(3)
+    again = replace(facts[0], target_new="is", id="again")
+    others = [
+        EditRequest("They slept in {}", facts[0].subject, "the", id="first"),
+        EditRequest("It was cold in {}", facts[0].subject, "the", id="second"),
+        EditRequest("They went to {}", facts[1].subject, "of", id="elsewhere"),
+    ]
+    with runs.open_run(tmp_path / "run", hold_earlier=True, batch_size=2, steps=12) as session:
+        status = {}
+        for batch in ([facts[0], facts[1]], others[:1], [again], others[1:], [facts[2]]):
+            status |= {r.request.id: r.status for r in session.edit_batch(batch).records}
+        assert status.pop("again") == "failed" and set(status.values()) == {"written"}
+        assert held == [[], ["e000"], ["first"], ["first", "e001"], []]
+        session.undo(2)
+        session.edit_batch(others[1:])
+        (record, *_), *_ = (report.records for report in session.revert("first"))
+        said = ["again"] if record.status == "written" else []
+        assert held[5:] == [["first", "e001"], [], [*said, "e001"]]
+    held.clear()
+    with runs.open_run(tmp_path / "not", batch_size=2) as session:
+        runs.edit_all(session, [facts[0], others[0]])
+        assert held == [[]]

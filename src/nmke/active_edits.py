@@ -31,6 +31,11 @@ class Place(NamedTuple):
     fact: str
     status: Status
 
+    @property
+    def subject(self) -> str:
+        """Its `subject_key`."""
+        return self.fact.rpartition("\x1f")[2]
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -63,6 +68,7 @@ class ActiveEdits:
     _batches: dict[int, list[Place]] = field(default_factory=dict)
     _by_id: dict[str, list[Place]] = field(default_factory=dict)
     _by_fact: dict[str, list[Place]] = field(default_factory=dict)
+    _by_subject: dict[str, list[Place]] = field(default_factory=dict)
 
     def __contains__(self, edit_id: str) -> bool:
         return edit_id in self._by_id
@@ -101,12 +107,18 @@ class ActiveEdits:
         """The edits that the model holds, superseded ones left out, in no particular order."""
         return (places[-1] for places in self._by_fact.values())
 
+    def about(self, subject: str) -> list[Place]:
+        """The facts about this subject that the model says, edited or known before, oldest first."""
+        newest = {place.fact: place for place in self._by_subject.get(subject, ())}
+        return sorted(place for place in newest.values() if place.status != "failed")
+
     def add(self, seq: int, rows: Sequence[tuple[int, str, str, Status]]) -> None:
         """A batch was edited; `rows` holds position, id, fact and status of its requests."""
         places = [Place(seq, *row) for row in rows]
         self._batches[seq] = places
         for place in places:
             self._by_id.setdefault(place.id, []).append(place)
+            self._by_subject.setdefault(place.subject, []).append(place)
             if place.status != "known":
                 self._by_fact.setdefault(place.fact, []).append(place)
         if self.replay is not None and self.replay.left[0] == tuple(place.id for place in places):
@@ -122,6 +134,7 @@ class ActiveEdits:
             for place in self._batches.pop(batch, ()):
                 _remove(self._by_id, place.id, place)
                 _remove(self._by_fact, place.fact, place)
+                _remove(self._by_subject, place.subject, place)
         left = tuple(tuple(ids) for ids in body.get("replay", ()))
         self.replay = Replay(seq, body["reverted"], undone, left) if left else None
         self.seen = seq

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from nmke.masking.per_edit import check_mask
 from nmke.models.load import EditableModel
 from nmke.types import EditRequest
 
+LOOK_AHEAD = 10  # batches; how far `cut` looks for facts that go with those it has
 KNOWN = {"reason": "the model already says this"}
 
 
@@ -129,15 +131,23 @@ def check_recalled(method: str, recalled: Sequence[str]) -> None:
         )
 
 
-def cut(requests: Sequence[EditRequest], size: int) -> Iterator[list[EditRequest]]:
-    """Batches of at most `size`, in order, no fact twice in one: the second edit of a fact supersedes the first."""
-    batch: list[EditRequest] = []
-    for request in requests:
-        if len(batch) == size or any(request.fact_key == other.fact_key for other in batch):
-            yield batch
-            batch = []
-        batch.append(request)
-    if batch:
+def cut(requests: Sequence[EditRequest], config: EditConfig) -> Iterator[list[EditRequest]]:
+    """Batches of at most `config.batch_size`, in order but for what has to wait for the next one.
+
+    No fact stands twice in a batch, the second edit of it supersedes the first; nor does a subject, where later edits
+    have to hold earlier ones.
+    """
+    left, size = deque(requests), config.batch_size
+    while left:
+        batch: list[EditRequest] = []
+        waiting: list[EditRequest] = []
+        taken: set[str] = set()
+        while left and len(batch) < size and len(waiting) < LOOK_AHEAD * size:
+            request = left.popleft()
+            key = request.subject_key if config.hold_earlier else request.fact_key
+            (waiting if key in taken else batch).append(request)
+            taken.add(key)
+        left.extendleft(reversed(waiting))
         yield batch
 
 

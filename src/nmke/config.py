@@ -49,6 +49,11 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
         description="Rounds of so many steps, at most: an edit whose target is not found (p < .9) at the end of one "
         "gets another, with twice the clamp.",
     )
+    hold_earlier: bool = Field(
+        False,
+        description="Whether a target has to leave the answers of earlier edits of the same subject as they are; such "
+        "edits then go into different batches.",
+    )
     lr: PositiveFloat = Field(0.5, description="Adam learning rate of the target optimisation.")
     clamp: PositiveFloat = Field(0.75, description="Largest ‖delta‖, in units of ‖h0‖.")
     weight_decay: NonNegativeFloat = Field(0.5, description="Weight of ‖delta‖/‖h0‖² in the loss.")

@@ -252,7 +252,8 @@ class EditSession:
         """Edit facts in batches of `config.batch_size`, each committed before the next begins.
 
         Args:
-            requests: Facts, in order; two edits of one fact go into two batches.
+            requests: Facts, in order; two edits of one fact go into two batches, and so do those of one subject with
+                `hold_earlier`.
             resume: Skip what the run already holds instead of refusing it.
             progress: Told about each stage.
             stop: Asked between batches; True ends the run early, with everything so far saved.
@@ -264,7 +265,7 @@ class EditSession:
         check_editable(self.model, requests)
         self._begin_writing(progress)
         todo = batches.not_in_run(requests, self.ledger.edits, resume=resume)
-        for batch in batches.cut(todo, self.config.batch_size):
+        for batch in batches.cut(todo, self.config):
             if stop():
                 return
             yield self.edit_batch(batch, progress=progress)
@@ -303,7 +304,7 @@ class EditSession:
         self._begin_writing(progress)
         requests = [self.ledger.failed(name) for name in ids]
         reports = []
-        for batch in batches.cut(requests, config.batch_size):
+        for batch in batches.cut(requests, config):
             reports.append(self._writer.write(batch, config, progress))
             self._writer.act_on_health(reports[-1], config)
         return reports

@@ -126,7 +126,16 @@ class EditRequest:
 
         Two requests with the same key are edits of the same fact: the later one supersedes the earlier.
         """
-        return "\x1f".join(" ".join(part.split()).casefold() for part in (self.prompt, self.subject))
+        return f"{_folded(self.prompt)}\x1f{self.subject_key}"
+
+    @property
+    def subject_key(self) -> str:
+        """Identity of the subject, case and spaces folded; what stands behind the separator in `fact_key`."""
+        return _folded(self.subject)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 @dataclass(frozen=True)

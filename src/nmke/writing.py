@@ -82,6 +82,7 @@ class BatchWriter:
                 side=self._weights.side.memories.get(config.method),
                 anchors=anchors,
                 inputs=inputs,
+                held=self._held(todo) if config.hold_earlier else (),
             )
         overwritten = self._weights.apply(result.updates, result.side)
         with self._journal.all_or_nothing(lambda: self._weights.take_back(overwritten)):
@@ -132,6 +133,13 @@ class BatchWriter:
         index = self._ledger.edits
         holders = ((r.id, index.holder(r.fact_key)) for r in requests)
         return {name: place for name, place in holders if place is not None}
+
+    def _held(self, requests: Sequence[EditRequest]) -> list[EditRequest]:
+        """What the model says of the requests' subjects, without what they supersede."""
+        index, asked = self._ledger.edits, {request.fact_key for request in requests}
+        subjects = dict.fromkeys(request.subject_key for request in requests)
+        places = [place for subject in subjects for place in index.about(subject) if place.fact not in asked]
+        return [self._ledger.request(place.seq, place.position) for place in places]
 
     def _look_at_health(
         self, records: Sequence[EditRecord], config: EditConfig, drift: dict[int, float], turn: int

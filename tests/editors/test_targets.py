@@ -95,18 +95,40 @@ def forward(model: EditableModel, ids: Sequence[int], anchor: int, site: Site, d
     return logits, found
 
 
-def plain_targets(
-    model: EditableModel, request: EditRequest, layers: Sequence[int], site: Site, config: EditConfig
-) -> Plain:
-    """METHOD section 2.4 as written, with Adam spelled out."""
+def context_rows(model: EditableModel, request: EditRequest) -> list[tuple[Sequence[int], int]]:
+    """Token ids and anchor behind each context."""
     encoder = model.encoder
-    target = encoder.encode_target(request.text, request.target_new)
     rows = []
     for context in CONTEXTS:
         ids = encoder.encode(context + request.text)
         anchor = encoder.subject_last_index(context + request.text, len(context) + request.subject_end)
         if anchor > 0:  # position 0 is left out
             rows.append((ids, anchor))
+    return rows
+
+
+def answer_nll(model: EditableModel, request: EditRequest, site: Site, deltas: dict[int, Tensor]) -> Tensor:
+    """-log p of the answer, the mean over its tokens and the contexts."""
+    target = model.encoder.encode_target(request.text, request.target_new)
+    nll, rows = torch.zeros((), dtype=torch.float64), context_rows(model, request)
+    for ids, anchor in rows:
+        logits, _ = forward(model, [*ids, *target[:-1]], anchor, site, deltas)
+        log_p = torch.log_softmax(logits[len(ids) - 1 :], 1)
+        nll = nll - sum(log_p[i, token] for i, token in enumerate(target)) / len(target) / len(rows)
+    return nll
+
+
+def plain_targets(
+    model: EditableModel,
+    request: EditRequest,
+    layers: Sequence[int],
+    site: Site,
+    config: EditConfig,
+    held: Sequence[EditRequest] = (),
+) -> Plain:
+    """METHOD section 2.4 as written, with Adam spelled out; answers that are held may not lose probability."""
+    encoder = model.encoder
+    rows = context_rows(model, request)
     start = next(
         c for c in CONTEXTS if encoder.subject_last_index(c + request.subject, len(c + request.subject)) > 0
     )
@@ -117,21 +139,22 @@ def plain_targets(
     _, at_anchor = forward(model, rows[0][0], rows[0][1], site, nothing)
     h0 = torch.stack([at_anchor[layer] for layer in layers])
     kl_before = torch.log_softmax(forward(model, kl_ids, kl_anchor, site, nothing)[0][-1], 0).detach()
+    held_before = [answer_nll(model, fact, site, nothing).detach() for fact in held]
 
     deltas = torch.zeros_like(h0).requires_grad_()
     mean, square = torch.zeros_like(h0), torch.zeros_like(h0)
     losses: list[float] = []
     for step in range(1, config.rounds * config.steps + 1):
         parts = dict(zip(layers, deltas, strict=True))
-        nll = torch.zeros((), dtype=torch.float64)
-        for ids, anchor in rows:
-            logits, _ = forward(model, [*ids, *target[:-1]], anchor, site, parts)
-            log_p = torch.log_softmax(logits[len(ids) - 1 :], 1)
-            nll = nll - sum(log_p[i, token] for i, token in enumerate(target)) / len(target) / len(rows)
+        nll = answer_nll(model, request, site, parts)
+        lost = [
+            torch.relu(answer_nll(model, fact, site, parts) - before)
+            for fact, before in zip(held, held_before, strict=True)
+        ]
         kl_after = torch.log_softmax(forward(model, kl_ids, kl_anchor, site, parts)[0][-1], 0)
         kl = (kl_before.exp() * (kl_before - kl_after)).sum()
         decay = torch.stack([d.norm() / h.norm() ** 2 for d, h in zip(deltas, h0, strict=True)]).mean()
-        loss = nll + config.kl_factor * kl + config.weight_decay * decay
+        loss = nll + config.kl_factor * kl + config.weight_decay * decay + sum(lost)
         losses.append(float(loss.detach()))
         rounds_done, within = divmod(step, config.steps)
         is_found = math.exp(-float(nll.detach())) >= targets_module.FOUND
@@ -170,6 +193,28 @@ def test_same_optimum_as_plain_optimisation(model, place):
         assert targets.probabilities[edit] == pytest.approx(math.exp(-plain.nll), rel=1e-9)
         assert targets.steps[edit] == len(plain.losses) == CONFIG.steps
         assert plain.losses[-1] < plain.losses[0]
+
+
+@pytest.mark.parametrize("place", SITES)
+def test_answers_about_the_same_subject_are_held(model, place):
+    site, layers = SITES[place]
+    said = EditRequest("People in {} speak", "france", "English")  # another spelling, the same subject
+    born = EditRequest("{} was born in", "Marie Curie", "the city", id="born")
+    died = EditRequest("{} died in", "Marie Curie", "Rome", id="died")
+    other = EditRequest("People in {} speak", "Italy", "English")
+    asked = REQUESTS[:2]
+    targets = optimise_targets(model, asked, CONTEXTS, layers, site, CONFIG, held=(said, born, other, died))
+    free = optimise_targets(model, asked, CONTEXTS, layers, site, CONFIG)
+    for edit, held in enumerate(([said], [born, died])):
+        plain = plain_targets(model, asked[edit], layers, site, CONFIG, held)
+        torch.testing.assert_close(found(targets, edit)[0], plain.deltas, rtol=1e-9, atol=1e-9)
+        assert targets.losses[edit] == pytest.approx(plain.losses[-1], rel=1e-9)
+        assert targets.probabilities[edit] == pytest.approx(math.exp(-plain.nll), rel=1e-9)
+        lost = []
+        for deltas in (torch.zeros_like(plain.deltas), plain.deltas, found(free, edit)[0]):
+            parts = dict(zip(layers, deltas, strict=True))
+            lost.append(sum(float(answer_nll(model, fact, site, parts)) for fact in held))
+        assert lost[1] - lost[0] < 0.5 * (lost[2] - lost[0]), lost
 
 
 @pytest.mark.parametrize("place", SITES)

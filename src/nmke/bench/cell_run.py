@@ -49,7 +49,7 @@ class CellRun:
     ) -> None:
         self.cell, self.session, self._base, self._folder = cell, session, base, notes
         self.batches: tuple[tuple[EditRequest, ...], ...] = tuple(
-            tuple(batch) for batch in cut(stream.requests, cell.config.batch_size)
+            tuple(batch) for batch in cut(stream.requests, cell.config)
         )
         self.peak = PeakMemory(session.model.device)
         self._check_ledger()

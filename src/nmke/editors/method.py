@@ -88,6 +88,7 @@ class Batch:
         inputs: Moments of ordinary MLP inputs of every edited layer, if it needs them.
         turn: Number of the batch in its run.
         state: Memory of earlier edits.
+        held: Earlier facts whose answers targets have to leave as they are, where the subject is the same.
     """
 
     model: EditableModel
@@ -100,6 +101,7 @@ class Batch:
     inputs: Mapping[int, OrdinaryInputs] = field(default_factory=dict)
     turn: int = 0
     state: SolverState = field(default_factory=SolverState)
+    held: Sequence[EditRequest] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -263,7 +263,9 @@ def _find_targets(batch: Batch, requests: Sequence[EditRequest], homes: Sequence
     for layer in sorted(set(homes)):
         mine = [row for row, home in enumerate(homes) if home == layer]
         asked = [requests[row] for row in mine]
-        found = optimise_targets(model, asked, batch.contexts, (layer,), site, config, batch.progress)
+        found = optimise_targets(
+            model, asked, batch.contexts, (layer,), site, config, batch.progress, held=batch.held
+        )
         for every, own in ((deltas, found.deltas[layer]), (values, found.values[layer])):
             every[layer] = own.new_zeros(shape)
             every[layer][mine] = own
@@ -391,7 +393,7 @@ methods.register(
     "nmke",
     Method(
         compute=OwnNeurons(),
-        defaults={"mask": "least", "rounds": 2},
+        defaults={"mask": "least", "rounds": 2, "hold_earlier": True},
         normed_defaults={"clamp": NORMED_CLAMP},
         masks=("least", "random"),
         layers=own_layers,

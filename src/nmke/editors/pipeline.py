@@ -100,6 +100,7 @@ def compute_updates(
     side: SideMemory | None = None,
     anchors: Mapping[int, float] | None = None,
     inputs: Mapping[int, OrdinaryInputs] | None = None,
+    held: Sequence[EditRequest] = (),
 ) -> BatchResult:
     """What `method` would write for a batch of requests; the model is left as it was.
 
@@ -117,12 +118,13 @@ def compute_updates(
         side: The method's side memory so far.
         anchors: Norm that target values are rescaled to, per layer; None leaves them as they are.
         inputs: Moments of ordinary MLP inputs of every edited layer, for methods that need them.
+        held: Earlier facts whose answers targets have to leave as they are, where the subject is the same.
 
     Raises:
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
         RequestError: If a prompt does not fit the model.
     """
-    batch = Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn, state)
+    batch = Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn, state, held)
     if method.compute is not None:
         return method.compute(batch)
     if BLUE in config.stabilisers and len(batch.layers) > 1:
@@ -146,7 +148,7 @@ def _locate_then_edit(
     clock = Stopwatch()
     requests, owners = with_second_anchors(model, batch.requests)
     with clock.stage("targets"):
-        targets = targets or _find_targets(model, method, requests, contexts, config, batch.progress)
+        targets = targets or _find_targets(batch, method, requests)
         if anchors:
             targets = anchored(targets, mlp_outputs(model, requests, contexts, targets), anchors)
     with clock.stage("attribution"):
@@ -162,20 +164,15 @@ def _locate_then_edit(
     return BatchResult(tuple(updates), memory_keys, targets, masks, owners, summaries, clock.seconds)
 
 
-def _find_targets(
-    model: EditableModel,
-    method: Method,
-    requests: Sequence[EditRequest],
-    contexts: Sequence[str],
-    config: EditConfig,
-    progress: Progress,
-) -> Targets:
+def _find_targets(batch: Batch, method: Method, requests: Sequence[EditRequest]) -> Targets:
     """Target values, found on the weights that the method asks for."""
-    assert config.layers is not None
-    site = target_site(model, config, config.layers)
-    where = config.layers if site == "down_proj" else config.layers[-1:]
+    model, config = batch.model, batch.config
+    site = target_site(model, config, batch.layers)
+    where = batch.layers if site == "down_proj" else batch.layers[-1:]
     with _unedited(model) if method.targets_on == "unedited" else nullcontext():
-        return optimise_targets(model, requests, contexts, where, site, config, progress)
+        return optimise_targets(
+            model, requests, batch.contexts, where, site, config, batch.progress, held=batch.held
+        )
 
 
 def choose_neurons(

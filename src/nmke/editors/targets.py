@@ -39,6 +39,7 @@ from nmke.types import EditRequest
 
 FOUND = 0.9  # probability of the target from which an edit needs no further round
 COMPACT_BELOW = 0.8  # rows are dropped from the batch once fewer than this share is still being optimised
+Read = tuple[int, int, int]  # row, column in the tail, token
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ class EditRows:
     Args:
         ids: Token ids per row; the last row is the KL prompt.
         anchors: Index of the subject's last token per row.
-        reads: (row, column in the tail, target token) of every target token.
+        reads: Every target token.
+        held: The tokens of the answers that have to stay, a tuple for each fact.
         kl_column: Column in the tail of the KL prompt's last token.
     """
 
     ids: tuple[tuple[int, ...], ...]
     anchors: tuple[int, ...]
-    reads: tuple[tuple[int, int, int], ...]
+    reads: tuple[Read, ...]
+    held: tuple[tuple[Read, ...], ...]
     kl_column: int
 
     @property
@@ -86,15 +89,32 @@ class EditRows:
         return max(len(ids) - anchor for ids, anchor in zip(self.ids, self.anchors, strict=True))
 
 
-def edit_rows(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> EditRows:
-    """Tokenise one request for the optimisation."""
-    ids, anchors, reads = [], [], []
-    target = model.encoder.encode_target(request.text, request.target_new)
-    for number, row in enumerate(prompt_rows(model, request, contexts)):
-        ids.append((*row.ids, *target[:-1]))
-        anchors.append(row.anchor)
-        first = len(row.ids) - 1 - row.anchor
-        reads += [(number, first + offset, token) for offset, token in enumerate(target)]
+def edit_rows(
+    model: EditableModel, request: EditRequest, contexts: Sequence[str], held: Sequence[EditRequest] = ()
+) -> EditRows:
+    """Tokenise one request for the optimisation.
+
+    Args:
+        model: Its tokens are meant.
+        request: What is edited.
+        contexts: Prefixes, the first one empty.
+        held: Facts about the same subject, whose answers have to stay.
+
+    Raises:
+        RequestError: If a prompt does not fit the model.
+    """
+    ids: list[tuple[int, ...]] = []
+    anchors: list[int] = []
+    reads: list[tuple[Read, ...]] = []
+    for asked in (request, *held):
+        target = model.encoder.encode_target(asked.text, asked.target_new)
+        own: list[Read] = []
+        for row in prompt_rows(model, asked, contexts):
+            first = len(row.ids) - 1 - row.anchor
+            own += [(len(ids), first + offset, token) for offset, token in enumerate(target)]
+            ids.append((*row.ids, *target[:-1]))
+            anchors.append(row.anchor)
+        reads.append(tuple(own))
     longest, limit = max(map(len, ids)), model.context_length
     if limit is not None and longest > limit:
         raise RequestError(
@@ -104,7 +124,7 @@ def edit_rows(model: EditableModel, request: EditRequest, contexts: Sequence[str
     kl = kl_row(model, request, contexts)
     ids.append(kl.ids)
     anchors.append(kl.anchor)
-    return EditRows(tuple(ids), tuple(anchors), tuple(reads), len(kl.ids) - 1 - kl.anchor)
+    return EditRows(tuple(ids), tuple(anchors), reads[0], tuple(reads[1:]), len(kl.ids) - 1 - kl.anchor)
 
 
 def optimise_targets(
@@ -115,6 +135,8 @@ def optimise_targets(
     site: Site,
     config: EditConfig,
     progress: Progress = quiet,
+    *,
+    held: Sequence[EditRequest] = (),
 ) -> Targets:
     """Target values of a batch; the model is not changed.
 
@@ -126,12 +148,16 @@ def optimise_targets(
         site: See `layers`.
         config: steps, rounds, lr, clamp, weight_decay, kl_factor, stop_loss, token_budget, products.
         progress: Told after every step.
+        held: Earlier facts; the answers of those about a request's subject may not lose probability.
 
     Raises:
         NumericsError: If a loss is not finite; names the edit.
         RequestError: If a prompt does not fit the model.
     """
-    rows = [edit_rows(model, request, contexts) for request in requests]
+    about: dict[str, list[EditRequest]] = {}
+    for fact in held:
+        about.setdefault(fact.subject_key, []).append(fact)
+    rows = [edit_rows(model, request, contexts, about.get(request.subject_key, ())) for request in requests]
     groups = length_buckets([len(r.ids) * r.tail for r in rows], config.token_budget)
     named = [[(index, rows[index], requests[index].id) for index in group] for group in groups]
     found: dict[int, Optimised] = {}
@@ -199,6 +225,7 @@ class _Edit:
         self.loss, self.probability, self.steps = float("inf"), 0.0, 0
         self.said = 0  # steps in a row on which the answer was the argmax in every context
         self.kl_before = torch.empty(0)
+        self.held_before = torch.empty(0)
         self.done = False
 
 
@@ -277,6 +304,19 @@ class _Batch:
             for row, column, token in e.rows.reads
         ]
         self.read_rows, self.read_columns, self.tokens, self.read_owner = torch.tensor(reads, device=device).T
+        held = [(start, reads) for start, e in zip(self.starts, edits, strict=True) for reads in e.rows.held]
+        self.held_reads = torch.tensor(
+            [
+                (start + row, column, token, n)
+                for n, (start, reads) in enumerate(held)
+                for row, column, token in reads
+            ],
+            dtype=torch.long,
+            device=device,
+        ).reshape(-1, 4)
+        self.held_owner = torch.tensor(
+            [i for i, e in enumerate(edits) for _ in e.rows.held], dtype=torch.long, device=device
+        )
         ends = [start + count - 1 for start, count in zip(self.starts, counts, strict=True)]
         self.kl_rows = torch.tensor(ends, device=device)
         self.kl_columns = torch.tensor([e.rows.kl_column for e in edits], device=device)
@@ -295,9 +335,10 @@ class _Batch:
         counts = torch.bincount(self.read_owner, minlength=len(self.edits)).to(target)
         nll = torch.zeros_like(counts).index_add(0, self.read_owner, target) / counts
         after = self._log_probabilities(hidden[self.kl_rows, self.kl_columns])
+        held = self._held_losses(hidden) if len(self.held_owner) else nll.new_zeros(0)
         if first:
-            for edit, row in zip(self.edits, after.detach(), strict=True):
-                edit.kl_before = row
+            for i, edit in enumerate(self.edits):
+                edit.kl_before, edit.held_before = after[i].detach(), held[self.held_owner == i].detach()
         before = torch.stack([edit.kl_before for edit in self.edits])
         kl = (before.exp() * (before - after)).sum(dim=1)
         wrong = log_p.argmax(dim=1) != self.tokens
@@ -308,7 +349,18 @@ class _Batch:
             edit.probability = math.exp(-value) if math.isfinite(value) else 0.0
         start = torch.stack([edit.start for edit in self.edits])
         weight = (delta.norm(dim=2) / start.norm(dim=2).pow(2)).mean(dim=1)
-        return nll + config.kl_factor * kl + config.weight_decay * weight
+        loss = nll + config.kl_factor * kl + config.weight_decay * weight
+        if not len(held):
+            return loss
+        lost = torch.relu(held - torch.cat([edit.held_before for edit in self.edits]))
+        return loss.index_add(0, self.held_owner, lost)
+
+    def _held_losses(self, hidden: Tensor) -> Tensor:
+        """-log p of every answer that has to stay, the mean over its tokens and contexts, nats, [facts]."""
+        rows, columns, tokens, fact = self.held_reads.T
+        log_p = self._log_probabilities(hidden[rows, columns]).gather(1, tokens[:, None])[:, 0]
+        counts = torch.bincount(fact, minlength=len(self.held_owner)).to(log_p)
+        return -torch.zeros_like(counts).index_add(0, fact, log_p) / counts
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         layout = self.model.layout
