@@ -207,7 +207,19 @@ def _readings() -> str:
         )
         for name, cell in _cells("research_own_readings").items()
     ]
-    return _table(("readings", "lowest share, own contexts", *columns.values(), "later neurons per subject"), rows)
+    return _table(
+        ("readings", "lowest share, own contexts", *columns.values(), "later neurons per subject"), rows
+    )
+
+
+def _same_subject() -> str:
+    """The committed record of two facts about each subject."""
+    rows = [
+        (name, which, *(_interval(cell[which][metric]) for metric in SCORES))
+        for name, cell in _cells("research_same_subject").items()
+        for which in ("first", "second")
+    ]
+    return _table(("targets", "facts", *SCORES), rows)
 
 
 def _streams() -> str:
@@ -419,6 +431,7 @@ TABLES = {
     "masks": _masks,
     "own": _own,
     "readings": _readings,
+    "same-subject": _same_subject,
     "streams": _streams,
     "paired": _paired,
     "silencing": _silencing,

@@ -78,15 +78,16 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=CELLS)
     asked = parser.parse_args()
     ones, twos = pairs(asked.first, asked.pairs)
-    kept = {name: cell(asked.model, CELLS[name], ones, twos) for name in asked.cells}
-    reference = kept[asked.cells[0]]
+    kept: dict[str, Json] = {}
     cells: Json = {}
-    for name, found in kept.items():
+    for name in asked.cells:
+        kept[name] = found = cell(asked.model, CELLS[name], ones, twos)
         cells[name] = {
             which: {metric: asdict(mean_interval(values)) for metric, values in scores.items()}
             for which, scores in found.items()
         }
         if name != asked.cells[0]:
+            reference = kept[asked.cells[0]]
             cells[name]["reference_minus_this"] = {
                 which: {m: asdict(paired_difference(reference[which][m], scores[m])) for m in METRICS}
                 for which, scores in found.items()
