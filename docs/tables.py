@@ -17,7 +17,7 @@ from nmke.config import EditConfig
 
 ROOT = Path(__file__).parents[1]
 SCORES = ("reliability", "generalization", "locality")
-MARK = re.compile(r"<!-- table: ([a-z]+) -->")
+MARK = re.compile(r"<!-- table: ([a-z-]+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
