@@ -158,6 +158,7 @@ def test_an_import_is_paused_resumed_and_cancelled(studio, tmp_path):
     studio.see("import-result", "12 facts in facts.jsonl")
     studio.fill("batch-size", "1")
     studio.click("import")
+    studio.see("activity", "running")
     studio.click("pause")
     studio.see("activity", "paused")
     before = studio.server.get("/v1/health")
