@@ -47,12 +47,12 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
     rounds: PositiveInt = Field(
         1,
         description="Rounds of so many steps, at most: an edit whose target is not found (p < .9) at the end of one "
-        "gets another, with twice the clamp.",
+        "gets another, with twice the clamp; `nmke` has 2.",
     )
     hold_earlier: bool = Field(
         False,
         description="Whether a target has to leave the answers of earlier edits of the same subject as they are; such "
-        "edits then go into different batches.",
+        "edits then go into different batches; `nmke` does.",
     )
     lr: PositiveFloat = Field(0.5, description="Adam learning rate of the target optimisation.")
     clamp: PositiveFloat = Field(0.75, description="Largest ‖delta‖, in units of ‖h0‖.")

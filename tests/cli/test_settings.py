@@ -42,6 +42,13 @@ def test_layers_are_read_from_every_spelling(text: object, layers: tuple[int, ..
     assert parse_layers(text) == layers
 
 
+@pytest.mark.parametrize(("text", "held"), [("true", True), ("false", False)])
+def test_a_switch_is_given_as_a_word(monkeypatch: pytest.MonkeyPatch, text: str, held: bool) -> None:
+    assert merge({"hold_earlier": text}) == {"hold_earlier": held}
+    monkeypatch.setenv("NMKE_HOLD_EARLIER", text)
+    assert merge({}) == {"hold_earlier": held}
+
+
 def test_unreadable_layers_are_named() -> None:
     with pytest.raises(ConfigError, match=r"layers '4\.\.8' cannot be read; write 'auto', a range as '4-8'"):
         parse_layers("4..8")

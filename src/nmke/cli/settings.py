@@ -129,6 +129,8 @@ def _flag_type(name: str, annotation: Any) -> Any:
     inner = next((part for part in get_args(annotation) if part is not type(None)), annotation)
     if get_origin(annotation) is Literal:
         return annotation | None
+    if annotation is bool:
+        return Literal["true", "false"] | None
     for plain in (int, float):
         if plain in (annotation, inner) or plain in get_args(inner):
             return plain | None
