@@ -8,15 +8,7 @@ from tests import runs
 from tests.models.test_updates import new_neurons
 from tests.test_weights_state import update
 
-from nmke.batch_file import (
-    BATCH_SCHEMA,
-    read_before,
-    read_columns,
-    read_inputs,
-    read_keys,
-    read_writes,
-    write_batch,
-)
+from nmke.batch_file import BATCH_SCHEMA, read_before, read_columns, read_rows, read_writes, write_batch
 from nmke.editors.pipeline import BatchResult
 from nmke.editors.targets import Targets
 from nmke.types import MatrixPlace
@@ -71,9 +63,9 @@ def test_whole_neurons_are_kept_with_what_they_replaced(tmp_path):
     assert list(before.columns) == [MatrixPlace(1, part) for part in ("down", "gate", "up")]
     index, d_mlp = read_columns(tmp_path / "b.safetensors")[1]
     assert index.tolist() == [2, 5, 40] and d_mlp == 64
-    assert torch.equal(read_keys(tmp_path / "b.safetensors", 1)[1], written.memory_keys[1][1:2])
-    assert list(read_keys(tmp_path / "b.safetensors")) == [1]
-    inputs = read_inputs(tmp_path / "b.safetensors", 1)
+    keys, inputs = read_rows(tmp_path / "b.safetensors", 1)
+    assert torch.equal(keys[1], written.memory_keys[1][1:2])
+    assert list(read_rows(tmp_path / "b.safetensors")[0]) == [1]
     assert all(torch.equal(inputs[i], written.memory_inputs[i][1:2]) for i in (1, 2)) and len(inputs) == 2
 
     write, base = read_writes(tmp_path / "b.safetensors")[1], state.before_and_after(MatrixPlace(1))

@@ -150,12 +150,12 @@ def test_released_keys_leave_the_moment_of_those_that_are_kept(opened):
     session = opened()
     runs.edit_all(session, [*FACTS[:6], *AGAIN])
     folder, index = session.folder, session.ledger.edits
-    from nmke.batch_file import read_keys
+    from nmke.batch_file import read_rows
 
     kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in runs.LAYERS}
     for place in index.holders():
         row = index.written(place.seq).index(place)
-        for layer, keys in read_keys(folder.root / folder.edits_name(place.seq)).items():
+        for layer, keys in read_rows(folder.root / folder.edits_name(place.seq))[0].items():
             kept[layer].append(keys[row].double())
     for layer, memory in runs.live_state(session).memories.items():
         keys = torch.stack(kept[layer])

@@ -92,27 +92,30 @@ def _row_changes(tensors: Mapping[str, Tensor], name: str) -> RowChanges:
     return RowChanges(int(tensors[f"{name}.length"]), tensors[f"{name}.index"], tensors[f"{name}.rows"])
 
 
-def read_keys(path: Path, edit: int | None = None) -> dict[int, Keys]:
-    """The keys that a batch wrote, per layer [rows, d_mlp] float32.
+def read_rows(path: Path, edit: int | None = None) -> tuple[dict[int, Keys], dict[int, Keys]]:
+    """What a batch is remembered by.
 
     Args:
         path: The batch's file.
         edit: Only the rows of this edit, counted among those the batch wrote; None for all rows.
+
+    Returns:
+        Per layer, the keys that it wrote [rows, d_mlp], and what MLPs are given at its subjects with a one behind it
+        [rows, d_model + 1]; float32.
     """
-    return _read_rows(path, "keys", edit)
-
-
-def read_inputs(path: Path, edit: int | None = None) -> dict[int, Keys]:
-    """What MLPs are given at a batch's subjects, per layer [rows, d_model + 1] float32; see `read_keys`."""
-    return _read_rows(path, "inputs", edit)
-
-
-def _read_rows(path: Path, kind: str, edit: int | None) -> dict[int, Keys]:
-    tensors = _read(path, BATCH_SCHEMA, (kind, "owners"))
+    tensors = _read(path, BATCH_SCHEMA, ("keys", "inputs", "owners"))
     with read_as(f"batch file {str(path)!r}"):
         owners = tensors.pop("owners")
         kept = owners >= 0 if edit is None else owners == edit
-        return {int(name.split(".")[1]): rows[kept] for name, rows in tensors.items()}
+        keys, inputs = (
+            {
+                int(name.split(".")[1]): rows[kept]
+                for name, rows in tensors.items()
+                if name.endswith(f".{kind}")
+            }
+            for kind in ("keys", "inputs")
+        )
+        return keys, inputs
 
 
 def read_columns(path: Path) -> dict[int, tuple[Int[Tensor, " touched"], int]]:

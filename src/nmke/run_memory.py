@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from nmke.active_edits import Place
-from nmke.batch_file import read_inputs, read_keys
+from nmke.batch_file import read_rows
 from nmke.editors.memory import SolverState
 from nmke.ledger import Ledger
 from nmke.run_folder import RunFolder
@@ -63,7 +63,6 @@ class RunMemory:
         """Keys and inputs of a batch, or of one edit of it."""
         path = self._folder.root / self._folder.edits_name(seq)
         keys, inputs = (
-            {layer: rows.to(self._device) for layer, rows in read(path, edit).items()}
-            for read in (read_keys, read_inputs)
+            {layer: rows.to(self._device) for layer, rows in kind.items()} for kind in read_rows(path, edit)
         )
         return keys, inputs

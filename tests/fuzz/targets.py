@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests import runs, tiny
 
-from nmke.batch_file import read_before, read_columns, read_head, read_inputs, read_keys, read_writes
+from nmke.batch_file import read_before, read_columns, read_head, read_rows, read_writes
 from nmke.bench.plan import Plan
 from nmke.bench.record import CellRecord
 from nmke.config import EditConfig, parse_layers, read_config
@@ -124,9 +124,9 @@ def manifest(path: Path) -> None:
 
 @target("edits/000001.safetensors")
 def batch(path: Path) -> None:
-    for read in (read_before, read_keys, read_inputs, read_columns, read_writes):
+    for read in (read_before, read_rows, read_columns, read_writes):
         read(path)
-    read_keys(path, 0)
+    read_rows(path, 0)
     state = WeightsState(tiny_model())
     try:
         with read_as(path.name):
