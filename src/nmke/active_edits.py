@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from nmke.types import KEY_SEPARATOR
+
 EventKind = Literal["edit", "undo", "revert"]
 Status = Literal["written", "failed", "known"]
 
@@ -34,7 +36,7 @@ class Place(NamedTuple):
     @property
     def subject(self) -> str:
         """Its `subject_key`."""
-        return self.fact.rpartition("\x1f")[2]
+        return self.fact.rpartition(KEY_SEPARATOR)[2]
 
 
 @dataclass(frozen=True)

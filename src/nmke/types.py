@@ -22,6 +22,9 @@ Mask = Bool[Tensor, " d_mlp"]
 Part = Literal["down", "gate", "up"]
 
 SUBJECT_SLOT = "{}"
+KEY_SEPARATOR = (
+    "\x1f"  # between prompt and subject in a `fact_key`; neither holds it, since it counts as a space
+)
 
 
 class MatrixPlace(NamedTuple):
@@ -126,7 +129,7 @@ class EditRequest:
 
         Two requests with the same key are edits of the same fact: the later one supersedes the earlier.
         """
-        return f"{_folded(self.prompt)}\x1f{self.subject_key}"
+        return f"{_folded(self.prompt)}{KEY_SEPARATOR}{self.subject_key}"
 
     @property
     def subject_key(self) -> str:
