@@ -131,15 +131,14 @@ def compute_updates(
         return in_both_layers(
             config,
             ProvisionalWrites(model),
-            lambda one: _locate_then_edit(replace(batch, config=one), method, state, None, anchors),
+            lambda one: _locate_then_edit(replace(batch, config=one), method, None, anchors),
         )
-    return _locate_then_edit(batch, method, state, targets, anchors)
+    return _locate_then_edit(batch, method, targets, anchors)
 
 
 def _locate_then_edit(
     batch: Batch,
     method: Method,
-    state: SolverState,
     targets: Targets | None,
     anchors: Mapping[int, float] | None,
 ) -> BatchResult:
@@ -158,7 +157,7 @@ def _locate_then_edit(
     write = _write_jointly if target_site(model, config, layers) == "down_proj" else _write_in_turn
     ids = tuple(request.id for request in requests)
     with batch.progress.task("layers", total=len(layers)) as task, ProvisionalWrites(model) as writes:
-        solve = _Solve(model, method, batch.stats, state, masks, config, ids, batch.turn, clock, task)
+        solve = _Solve(model, method, batch.stats, batch.state, masks, config, ids, batch.turn, clock, task)
         updates, memory_keys = write(solve, rows, targets, writes)
     masks = {update.layer: update.mask for update in updates if update.mask is not None}
     return BatchResult(tuple(updates), memory_keys, targets, masks, owners, summaries, clock.seconds)
