@@ -20,8 +20,8 @@ from streams import held_out_perplexity
 from torch import Tensor
 
 from nmke.config import EditConfig
+from nmke.editors.free_neurons import importance
 from nmke.editors.method import Batch
-from nmke.editors.nmke import importance
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.metrics import mean_interval
 from nmke.evaluation.protocols import score

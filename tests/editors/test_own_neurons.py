@@ -11,10 +11,11 @@ from tests.models.families import tiny_family
 
 from nmke.config import EditConfig
 from nmke.editors import methods
+from nmke.editors.free_neurons import choose_own, free_neurons, homes_of, own_layers
 from nmke.editors.keys import KeyPass
 from nmke.editors.memory import SolverState
 from nmke.editors.method import Batch, with_defaults
-from nmke.editors.nmke import OwnNeurons, choose_own, free_neurons, homes_of, own_layers
+from nmke.editors.nmke import OwnNeurons
 from nmke.editors.pipeline import BatchResult, ProvisionalWrites, compute_updates
 from nmke.errors import ConfigError, LayoutError
 from nmke.models.load import EditableModel
