@@ -33,6 +33,7 @@ sys.path.insert(
 
 KEPT = REPOSITORY / "build" / "research"
 COUNTERFACT = "counterfact.jsonl.gz"
+METRICS = ("reliability", "generalization", "locality")
 CHUNK = 25  # facts of a file
 
 

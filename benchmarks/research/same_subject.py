@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from common import facts
+from common import METRICS, facts
 
 from nmke.config import EditConfig
 from nmke.evaluation.base_outputs import collect_base
@@ -28,7 +28,6 @@ from nmke.types import EditRequest
 from record import write_record
 
 BATCH, NEIGHBOURS, ALL = 20, 3, 20_000
-METRICS = ("reliability", "generalization", "locality")
 CELLS: dict[str, dict[str, Any]] = {
     "nmke, earlier answers held": {"hold_earlier": True},
     "nmke, not held": {"hold_earlier": False},

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import COUNTERFACT, KEPT, facts
+from common import COUNTERFACT, KEPT, METRICS, facts
 
 from nmke.config import EditConfig
 from nmke.evaluation.base_outputs import collect_base
@@ -48,11 +48,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CHECKPOINTS = (100, 300, 500, 1_000, 2_000)
 NEIGHBOURS, HELD_OUT_TOKENS = 3, 4_096
-METRICS = ("reliability", "generalization", "locality")
 REFERENCE = "nmke"
-FIRST = (
-    "nmke, first version"  # until commit fa0eb1c: one round of targets, subjects of earlier edits forgotten
-)
+# Until commit fa0eb1c: one round of targets, subjects of earlier edits forgotten.
+FIRST = "nmke, first version"
 REFERENCES = {f"{FIRST}, random neurons": (FIRST,)}  # others: against what is there, the newer version first
 FOLDER = KEPT / "streams"
 Json = dict[str, Any]
