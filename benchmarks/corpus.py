@@ -21,7 +21,7 @@ from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.memory import SolverState
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
-from nmke.editors.targets import optimise_targets
+from nmke.editors.targets import given, optimise_targets
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.perplexity import perplexity
 from nmke.evaluation.protocols import score
@@ -77,7 +77,14 @@ def main() -> None:
                 )
                 stats = {i: LayerStats(c.moment) for i, c in gathered.items()}
                 result = compute_updates(
-                    model, method, requests, contexts, stats, SolverState(), config, targets=targets
+                    model,
+                    method,
+                    requests,
+                    contexts,
+                    stats,
+                    SolverState(),
+                    config,
+                    find_targets=given(targets),
                 )
                 with ProvisionalWrites(model) as writes, torch.no_grad():
                     for update in result.updates:

@@ -166,7 +166,7 @@ def test_a_clock_that_goes_back_changes_no_order(store, tmp_path, monkeypatch):
         ),
     ],
 )
-@pytest.mark.parametrize("where", ["optimise_targets", "KeyPass"])
+@pytest.mark.parametrize("where", ["writing.optimise_targets", "editors.pipeline.KeyPass"])
 def test_a_batch_that_does_not_fit_names_a_smaller_one(error, where, store, tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -174,7 +174,7 @@ def test_a_batch_that_does_not_fit_names_a_smaller_one(error, where, store, tmp_
     with runs.open_run(tmp_path / "run", store=store) as session:
         before = runs.bits(session.model)
         with monkeypatch.context() as patched:
-            patched.setattr(f"nmke.editors.pipeline.{where}", fail)
+            patched.setattr(f"nmke.{where}", fail)
             with pytest.raises(MemoryPlanError) as caught:
                 session.edit_batch(FACTS[:2])
         said = str(caught.value)
@@ -189,6 +189,6 @@ def test_other_errors_of_torch_stay_what_they_are(store, tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr("nmke.editors.pipeline.optimise_targets", fail)
+    monkeypatch.setattr("nmke.writing.optimise_targets", fail)
     with runs.open_run(tmp_path / "run", store=store) as session, pytest.raises(RuntimeError, match="shapes"):
         session.edit_batch(FACTS[:2])

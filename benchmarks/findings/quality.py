@@ -28,7 +28,7 @@ from nmke.editors.contexts import write_contexts
 from nmke.editors.memory import SolverState
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
 from nmke.editors.rows import with_second_anchors
-from nmke.editors.targets import Targets, optimise_targets
+from nmke.editors.targets import Targets, given, optimise_targets
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.perplexity import perplexity
 from nmke.evaluation.protocols import score
@@ -124,7 +124,7 @@ class Bench:
             self._stats.of(config, quiet),
             SolverState(),
             config,
-            targets=self.targets(),
+            find_targets=given(self.targets()),
         )
         base = collect_base(model, self.facts)
         with ProvisionalWrites(model) as writes:

@@ -22,7 +22,7 @@ from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.memory import SolverState
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
-from nmke.editors.targets import Targets
+from nmke.editors.targets import Targets, given
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.perplexity import perplexity
 from nmke.evaluation.protocols import score
@@ -67,7 +67,7 @@ def write_all(
     state, shares = SolverState(), []
     for turn, (requests, targets) in enumerate(batches):
         result = compute_updates(
-            model, method, requests, contexts, stats, state, config, turn=turn, targets=targets
+            model, method, requests, contexts, stats, state, config, turn=turn, find_targets=given(targets)
         )
         for update in result.updates:
             writes.add(update)

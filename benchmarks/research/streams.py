@@ -5,8 +5,9 @@ One cell is one method on one stream of facts: edited batch after batch, and sco
 the perplexity of WikiText-2 test. A stream that stands at its end is scored again when more facts are asked for.
 Cells are compared on the facts that both have: paired 95 % intervals of reliability, generalization, locality and their
 mean, against `nmke`, or its first version where that is all there is. Paraphrases of CounterFact are the derived ones.
+Methods of one call share the targets that they seek on the unedited model for the first batch.
 Runs and scores are kept under build/research/streams, so that an interrupted stream goes on where it stopped; the record
-holds every cell that reached a checkpoint.
+holds every cell that reached a checkpoint, those of earlier calls among them.
 
     python benchmarks/research/streams.py "nmke" "nmke, no mask" [--data zsre] [--edits 1000] [--batch 100] [--score 100]
 """
@@ -23,6 +24,7 @@ from typing import Any
 from common import COUNTERFACT, KEPT, METRICS, facts
 
 from nmke.config import EditConfig
+from nmke.editors.known_targets import KnownTargets
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.held_out import read_articles, wikitext_path
 from nmke.evaluation.metrics import mean_interval, paired_difference
@@ -31,7 +33,7 @@ from nmke.evaluation.protocols import score
 from nmke.models.load import EditableModel
 from nmke.session import EditSession
 from nmke.types import EditRequest
-from record import commit, write_record
+from record import RESULTS, commit, write_record
 
 DATA = {  # where to begin, and where to go on at the end of the file: records that no setting was tuned on
     "counterfact": (COUNTERFACT, (17_000, 15_300)),
@@ -56,7 +58,7 @@ FOLDER = KEPT / "streams"
 Json = dict[str, Any]
 
 
-def stream(name: str, asked: argparse.Namespace) -> None:
+def stream(name: str, asked: argparse.Namespace, known: KnownTargets) -> None:
     """Edit what is left of one cell, and score it at every checkpoint."""
     file, starts = DATA[asked.data]
     found: dict[str, EditRequest] = {}
@@ -72,7 +74,7 @@ def stream(name: str, asked: argparse.Namespace) -> None:
     path = FOLDER / f"{label}.json"
     FOLDER.mkdir(parents=True, exist_ok=True)
     cell: Json = json.loads(path.read_text("utf-8")) if path.is_file() else {"points": {}}
-    with EditSession.open(asked.model, FOLDER / label, config=config) as session:
+    with EditSession.open(asked.model, FOLDER / label, config=config, known=known) as session:
         cell |= {
             "setup": {key: getattr(asked, key) for key in ("model", "data", "batch", "seed")},
             "name": name, "commit": commit(), "settings": session.config.model_dump(mode="json"),
@@ -156,6 +158,21 @@ def summary(cells: Sequence[Json]) -> Json:
     return found
 
 
+def with_earlier(found: Json) -> Json:
+    """The cells found now, and those of the committed record that are not among them; points are taken one by one."""
+    path = RESULTS / "research_streams.json"
+    earlier: Json = json.loads(path.read_text("utf-8"))["cells"] if path.is_file() else {}
+    for name, cells in earlier.items():
+        here = {json.dumps(cell["setup"], sort_keys=True): cell for cell in found.setdefault(name, [])}
+        for cell in cells:
+            now = here.get(json.dumps(cell["setup"], sort_keys=True))
+            if now is None:
+                found[name].append(cell)
+            else:
+                now["points"] = {**cell["points"], **now["points"]}
+    return found
+
+
 def paired(reference: Json, other: Json, facts_of_both: Sequence[str]) -> Json:
     """The reference minus the other, fact by fact."""
     return {
@@ -183,14 +200,15 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(METHODS):
         parser.error(f"{', '.join(sorted(unknown))}: not one of {'; '.join(METHODS)}")
+    known = KnownTargets()
     for name in asked.names:
-        stream(name, asked)
+        stream(name, asked, known)
     cells = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
     setup = {
         "protocol": "teacher_forced/1, after the newest edit", "neighbours": NEIGHBOURS,
         "first_records": {name: starts for name, (_, starts) in DATA.items()}, "held_out_tokens": HELD_OUT_TOKENS,
     }  # fmt: skip
-    print(write_record("research_streams", {"setup": setup, "cells": summary(cells)}))
+    print(write_record("research_streams", {"setup": setup, "cells": with_earlier(summary(cells))}))
 
 
 if __name__ == "__main__":

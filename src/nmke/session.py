@@ -17,6 +17,7 @@ from nmke import batches
 from nmke.active_edits import Replay
 from nmke.batches import BatchReport, resolve, versions
 from nmke.config import EditConfig, replace_config
+from nmke.editors.known_targets import KnownTargets
 from nmke.errors import RequestError
 from nmke.events import EditRecord, Event
 from nmke.facts import parse_prompt
@@ -45,10 +46,16 @@ class EditSession:
         folder: Where the run is kept.
         config: Settings of the edits to come.
         store: Cache of key statistics.
+        known: Targets of the unedited model that sessions on the same facts share.
     """
 
     def __init__(
-        self, model: EditableModel, folder: RunFolder, config: EditConfig, store: StatsStore | None = None
+        self,
+        model: EditableModel,
+        folder: RunFolder,
+        config: EditConfig,
+        store: StatsStore | None = None,
+        known: KnownTargets | None = None,
     ) -> None:
         self.model, self.folder, self.store = model, folder, store or StatsStore()
         self._asked, self.config = config, resolve(config, model)
@@ -59,7 +66,7 @@ class EditSession:
             opening.callback(self.weights.side.close)
             self._journal = Journal(folder, self.ledger, self.weights)
             self._closing = opening.pop_all()
-        self._writer = BatchWriter(model, self._journal, self.store)
+        self._writer = BatchWriter(model, self._journal, self.store, known)
 
     @classmethod
     def open(
@@ -73,6 +80,7 @@ class EditSession:
         dtype: str = "float32",
         device: str = "auto",
         revision: str | None = None,
+        known: KnownTargets | None = None,
     ) -> EditSession:
         """Open a run, or begin one on a model.
 
@@ -85,6 +93,7 @@ class EditSession:
             dtype: Type of a model's weights, if it is not loaded yet.
             device: Where it is loaded to.
             revision: Which one, if it comes from the hub.
+            known: Targets of the unedited model that sessions on the same facts share.
 
         Raises:
             ConfigError: If the run at `run` was begun on another model than the one named.
@@ -92,7 +101,8 @@ class EditSession:
         """
         loaded = source if isinstance(source, EditableModel) else None
         if loaded is None and RunFolder.exists(Path(str(source))):
-            return cls.resume(RunFolder.open(Path(str(source))), config, store=store, device=device)
+            folder = RunFolder.open(Path(str(source)))
+            return cls.resume(folder, config, store=store, device=device, known=known)
         with ExitStack() as opening:
             if run is None:
                 temporary = tempfile.TemporaryDirectory(prefix="nmke-", ignore_cleanup_errors=True)
@@ -104,10 +114,10 @@ class EditSession:
                 folder = RunFolder.open(root)
                 if loaded is None:
                     check_source(folder, str(source))
-                return cls.resume(folder, config, store=store, device=device, model=loaded)
+                return cls.resume(folder, config, store=store, device=device, model=loaded, known=known)
             model = loaded or load_model(str(source), dtype=dtype, device=device, revision=revision)
             settings = config or EditConfig.create()
-            session = cls(model, begin_run(root, model, settings, revision), settings, store)
+            session = cls(model, begin_run(root, model, settings, revision), settings, store, known)
             write_provenance(session.folder, session.ledger, model)
             opening.push(session._closing.pop_all())
             session._closing = opening.pop_all()
@@ -122,6 +132,7 @@ class EditSession:
         store: StatsStore | None = None,
         device: str = "auto",
         model: EditableModel | None = None,
+        known: KnownTargets | None = None,
     ) -> EditSession:
         """Open an existing run on its own base model.
 
@@ -131,13 +142,14 @@ class EditSession:
             store: Cache of key statistics.
             device: Where the base is loaded.
             model: The base, already loaded.
+            known: See `open`.
 
         Raises:
             ConfigError: If the run's `recipe.yaml` is damaged.
             LedgerError: If the base's weights are not those that the run was begun on.
         """
         config = config or EditConfig.create(**folder.recipe)
-        return cls(load_base(folder, device, model), folder, config, store)
+        return cls(load_base(folder, device, model), folder, config, store, known)
 
     def __enter__(self) -> EditSession:
         return self

@@ -12,8 +12,10 @@ from nmke.active_edits import Place
 from nmke.batches import BatchReport
 from nmke.config import EditConfig
 from nmke.editors import methods
+from nmke.editors.known_targets import KnownTargets
 from nmke.editors.method import INPUT_STATISTICS, STATISTICS
 from nmke.editors.pipeline import compute_updates
+from nmke.editors.targets import optimise_targets
 from nmke.environment import deterministic, environment
 from nmke.errors import HealthError
 from nmke.evaluation.target_scores import TargetScore, predictions
@@ -39,10 +41,13 @@ class BatchWriter:
         model: The session's model.
         journal: The run, open for writing whenever `write` is called.
         store: Cache of key statistics.
+        known: Targets of the unedited model, for the run's first batch; None to seek them.
     """
 
-    def __init__(self, model: EditableModel, journal: Journal, store: StatsStore) -> None:
-        self._model, self._journal = model, journal
+    def __init__(
+        self, model: EditableModel, journal: Journal, store: StatsStore, known: KnownTargets | None = None
+    ) -> None:
+        self._model, self._journal, self._known = model, journal, known
         self._folder, self._ledger, self._weights = journal.folder, journal.ledger, journal.weights
         self._memory = RunMemory(self._folder, self._ledger, model.device)
         self._stats = RunStats(model, self._weights.base, store)
@@ -83,6 +88,7 @@ class BatchWriter:
                 anchors=anchors,
                 inputs=inputs,
                 held=self._held(todo) if config.hold_earlier else (),
+                find_targets=self._known if self._known is not None and turn == 0 else optimise_targets,
             )
         overwritten = self._weights.apply(result.updates, result.side)
         with self._journal.all_or_nothing(lambda: self._weights.take_back(overwritten)):

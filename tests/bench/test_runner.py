@@ -107,7 +107,8 @@ def test_a_mark_is_met_at_the_end_of_its_batch_and_the_end_is_always_measured(
 
 
 def test_both_times_agree_with_a_literal_run(tmp_path: Path, facts: Path) -> None:
-    made = bench(tmp_path / "bench", facts)
+    forgets = SETTINGS | {"layers": (1,), "steps": 25, "lr": 3.0, "on_collapse": "continue"}
+    made = bench(tmp_path / "bench", facts, methods=("ft",), settings=forgets)
     record = only(made)
     stream = made._stream(made.plan.cells()[0])
     config = made.plan.cells()[0].config
@@ -179,6 +180,18 @@ def test_one_cell_leaves_nothing_behind_for_the_next(tmp_path: Path, facts: Path
     assert kept is not None and 0.05 < kept < 0.6
     assert together[0].checkpoints[-1].neurons_kept is None
     assert together[2].checkpoints[-1].held_out.kl == 0.0
+
+
+def test_cells_on_the_same_facts_share_the_targets_of_their_first_batch(tmp_path: Path, facts: Path) -> None:
+    methods = ("alphaedit", "memit", "alphaedit[l2=1]", "alphaedit[lr=1]")
+    made = bench(tmp_path / "a", facts, methods=methods)
+    together = list(made.run())
+    assert made._known.reused == 2  # not of the later batches, nor with another learning rate
+    for method, record in zip(methods, together, strict=True):
+        assert numbers(record) == numbers(only(bench(tmp_path / method, facts, methods=(method,))))
+    sought, shared = (record.checkpoints[-1].cost for record in together[:2])
+    assert shared.stages["targets"] > 0.3 * sought.stages["targets"]  # counted as when they were sought
+    assert shared.cpu_seconds_per_edit is not None  # of the batches it sought targets for itself
 
 
 @pytest.mark.parametrize("steps", sampled(range(1, 5), {1, 4}.__contains__))

@@ -211,7 +211,7 @@ def test_out_of_memory_exits_5_with_the_smaller_plan(
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("nmke.editors.nmke.optimise_targets", fail)
+    monkeypatch.setattr("nmke.writing.optimise_targets", fail)
     done = nmke("edit", source, "--facts", facts, "-o", "run", "--no-eval", *settings)
     assert done.code == 5 and "--batch-size 1 (now 2)" in done.err
     assert not Path("run").exists(), "a run of which nothing came is not kept"

@@ -20,6 +20,7 @@ from nmke.bench.machine import PeakMemory
 from nmke.bench.plan import Cell
 from nmke.bench.scores import BatchNotes
 from nmke.bench.stream import Stream
+from nmke.editors.known_targets import KnownTargets
 from nmke.errors import LedgerError
 from nmke.evaluation.base_outputs import BaseOutputs
 from nmke.evaluation.protocols import score
@@ -42,12 +43,20 @@ class CellRun:
         stream: The facts.
         base: The unedited model's outputs for all of them.
         notes: Folder of the notes.
+        known: Targets that earlier cells found; a batch that took its own from there has no CPU time of its own.
     """
 
     def __init__(
-        self, cell: Cell, session: EditSession, stream: Stream, base: BaseOutputs, notes: Path
+        self,
+        cell: Cell,
+        session: EditSession,
+        stream: Stream,
+        base: BaseOutputs,
+        notes: Path,
+        known: KnownTargets | None = None,
     ) -> None:
         self.cell, self.session, self._base, self._folder = cell, session, base, notes
+        self._known = known or KnownTargets()
         self.batches: tuple[tuple[EditRequest, ...], ...] = tuple(
             tuple(batch) for batch in cut(stream.requests, cell.config)
         )
@@ -77,9 +86,9 @@ class CellRun:
         number, cpu = self.done, None
         batch = self.batches[number]
         if self.edits and self.session.ledger.edits.count() == number:
-            begun = time.process_time()
+            begun, reused = time.process_time(), self._known.reused
             self.session.edit_batch(batch, progress=progress)
-            cpu = time.process_time() - begun
+            cpu = time.process_time() - begun if self._known.reused == reused else None
         self._write(number, BatchNotes(self.score(batch), cpu, os.getloadavg()[0], self.peak.megabytes()))
 
     def score(self, requests: Sequence[EditRequest]) -> tuple[RequestScores, ...]:
@@ -116,7 +125,13 @@ class CellRun:
 
 @contextmanager
 def open_cell(
-    cell: Cell, model: EditableModel, stream: Stream, base: BaseOutputs, folder: Path, progress: Progress
+    cell: Cell,
+    model: EditableModel,
+    stream: Stream,
+    base: BaseOutputs,
+    folder: Path,
+    progress: Progress,
+    known: KnownTargets | None = None,
 ) -> Iterator[CellRun]:
     """The cell's session, begun or taken up again; its statistics are gathered before anything is timed.
 
@@ -127,14 +142,15 @@ def open_cell(
         base: The unedited model's outputs for them.
         folder: The cell's own folder, for the run and the notes.
         progress: Told about the statistics.
+        known: Targets that earlier cells found on the unedited model.
 
     Raises:
         NmkeError: If settings do not go with the model, or the folder holds another cell.
     """
     notes = folder / "notes"
     notes.mkdir(parents=True, exist_ok=True)
-    with EditSession.open(model, folder / "run", config=cell.config) as session:
-        run = CellRun(cell, session, stream, base, notes)
+    with EditSession.open(model, folder / "run", config=cell.config, known=known) as session:
+        run = CellRun(cell, session, stream, base, notes, known)
         if run.edits:
             prepare_session(session, progress)
         try:

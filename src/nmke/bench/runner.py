@@ -18,6 +18,7 @@ from nmke.bench.record import CELLS, CellIdentity, CellRecord, ModelIdentity, St
 from nmke.bench.steps import Steps, Told, changed, now
 from nmke.bench.stream import Stream, load_stream
 from nmke.editors import methods
+from nmke.editors.known_targets import KnownTargets
 from nmke.errors import ConfigError, LedgerError, NmkeError
 from nmke.evaluation.base_outputs import BaseOutputs, collect_base
 from nmke.evaluation.protocols import PROTOCOLS
@@ -44,6 +45,7 @@ class Bench:
     plan: Plan
     given: EditableModel | None = None
     _streams: dict[tuple[str, int], Stream] = field(default_factory=dict)
+    _known: KnownTargets = field(default_factory=KnownTargets)
 
     @cached_property
     def model(self) -> EditableModel:
@@ -111,7 +113,8 @@ class Bench:
         record, work = self._begin(cell), self.folder / WORK / cell.id
         stream = self._stream(cell)
         try:
-            with open_cell(cell, self.model, stream, self._base_outputs(stream), work, progress) as run:
+            base = self._base_outputs(stream)
+            with open_cell(cell, self.model, stream, base, work, progress, self._known) as run:
                 steps = Steps(run, record, self.record_path(cell), self.held_out, told)
                 with progress.task(cell.title, total=len(run.batches)) as task:
                     task.advance(run.done)

@@ -18,6 +18,7 @@ from torch import Tensor
 from nmke.config import LEAST, EditConfig, replace_config
 from nmke.editors.memory import KeyMemory, SolverState
 from nmke.editors.side import Recall, SideMemory
+from nmke.editors.targets import FindTargets, optimise_targets
 from nmke.masking.per_edit import suits_edit
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
@@ -89,6 +90,7 @@ class Batch:
         turn: Number of the batch in its run.
         state: Memory of earlier edits.
         held: Earlier facts whose answers targets have to leave as they are, where the subject is the same.
+        find_targets: Seeks target values on the model as it is now.
     """
 
     model: EditableModel
@@ -102,6 +104,7 @@ class Batch:
     turn: int = 0
     state: SolverState = field(default_factory=SolverState)
     held: Sequence[EditRequest] = ()
+    find_targets: FindTargets = optimise_targets
 
     @property
     def layers(self) -> tuple[int, ...]:

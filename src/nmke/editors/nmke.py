@@ -39,7 +39,7 @@ from nmke.editors.keys import KeyPass
 from nmke.editors.method import INPUT_STATISTICS, STATISTICS, Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, ProvisionalWrites, Stopwatch, target_site
 from nmke.editors.rows import with_second_anchors
-from nmke.editors.targets import Targets, optimise_targets
+from nmke.editors.targets import Targets
 from nmke.errors import NumericsError
 from nmke.models.blocks import LayerParts
 from nmke.models.load import EditableModel
@@ -88,8 +88,8 @@ class OwnNeurons:
         requests, owners = with_second_anchors(model, batch.requests)
         homes = homes_of(batch, owners)
         chosen = {layer: choose_own(batch, layer, homes.count(layer)) for layer in sorted(set(homes))}
-        with clock.stage("targets"):
-            targets = _find_targets(batch, requests, homes)
+        targets = _find_targets(batch, requests, homes)
+        clock.count("targets", targets.seconds)
         with clock.stage("keys"):
             rows = KeyPass(model, requests, batch.contexts, batch.layers)
             seen = _Seen.at_anchors(model, rows, chosen)
@@ -229,19 +229,23 @@ def _find_targets(batch: Batch, requests: Sequence[EditRequest], homes: Sequence
     losses, probabilities, steps = ([0.0] * len(requests), [0.0] * len(requests), [0] * len(requests))
     deltas: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
+    seconds = 0.0
     for layer in sorted(set(homes)):
         mine = [row for row, home in enumerate(homes) if home == layer]
         asked = [requests[row] for row in mine]
-        found = optimise_targets(
+        found = batch.find_targets(
             model, asked, batch.contexts, (layer,), site, config, batch.progress, held=batch.held
         )
+        seconds += found.seconds
         for every, own in ((deltas, found.deltas[layer]), (values, found.values[layer])):
             every[layer] = own.new_zeros(shape)
             every[layer][mine] = own
         for place, row in enumerate(mine):
             losses[row], probabilities[row] = found.losses[place], found.probabilities[place]
             steps[row] = found.steps[place]
-    return Targets(site, tuple(deltas), deltas, values, tuple(losses), tuple(probabilities), tuple(steps))
+    return Targets(
+        site, tuple(deltas), deltas, values, tuple(losses), tuple(probabilities), tuple(steps), seconds
+    )
 
 
 def _line(

@@ -28,7 +28,7 @@ from nmke.editors.rows import with_second_anchors
 from nmke.editors.scored_prompts import ScoredPrompts, scored_prompts
 from nmke.editors.side import SideMemory
 from nmke.editors.stabilisers import filtered, in_force, weighed
-from nmke.editors.targets import Targets, optimise_targets
+from nmke.editors.targets import FindTargets, Targets, optimise_targets
 from nmke.errors import NumericsError
 from nmke.masking.select import select_neurons
 from nmke.models.load import EditableModel
@@ -96,11 +96,11 @@ def compute_updates(
     config: EditConfig,
     turn: int = 0,
     progress: Progress = quiet,
-    targets: Targets | None = None,
     side: SideMemory | None = None,
     anchors: Mapping[int, float] | None = None,
     inputs: Mapping[int, OrdinaryInputs] | None = None,
     held: Sequence[EditRequest] = (),
+    find_targets: FindTargets = optimise_targets,
 ) -> BatchResult:
     """What `method` would write for a batch of requests; the model is left as it was.
 
@@ -114,40 +114,55 @@ def compute_updates(
         config: Resolved settings, with `layers` given.
         turn: Number of the batch in its run.
         progress: Told about each stage.
-        targets: Target values found before for these requests on these weights; None to optimise them now.
         side: The method's side memory so far.
         anchors: Norm that target values are rescaled to, per layer; None leaves them as they are.
         inputs: Moments of ordinary MLP inputs of every edited layer, for methods that need them.
         held: Earlier facts whose answers targets have to leave as they are, where the subject is the same.
+        find_targets: Seeks target values; `given` takes such as were found before for these requests on these weights.
 
     Raises:
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
         RequestError: If a prompt does not fit the model.
     """
-    batch = Batch(model, requests, contexts, config, progress, side, stats, inputs or {}, turn, state, held)
+    batch = Batch(
+        model,
+        requests,
+        contexts,
+        config,
+        progress,
+        side,
+        stats,
+        inputs or {},
+        turn,
+        state,
+        held,
+        find_targets,
+    )
     if method.compute is not None:
         return method.compute(batch)
     if BLUE in config.stabilisers and len(batch.layers) > 1:
         return in_both_layers(
             config,
             ProvisionalWrites(model),
-            lambda one: _locate_then_edit(replace(batch, config=one), method, None, anchors),
+            lambda one: _locate_then_edit(
+                replace(batch, config=one, find_targets=optimise_targets), method, anchors
+            ),
         )
-    return _locate_then_edit(batch, method, targets, anchors)
+    return _locate_then_edit(batch, method, anchors)
 
 
 def _locate_then_edit(
     batch: Batch,
     method: Method,
-    targets: Targets | None,
     anchors: Mapping[int, float] | None,
 ) -> BatchResult:
     """The loop itself, for a method with a solver; see `compute_updates`."""
     model, contexts, config, layers = batch.model, batch.contexts, batch.config, batch.layers
     clock = Stopwatch()
     requests, owners = with_second_anchors(model, batch.requests)
+    targets = _find_targets(batch, method, requests)
+    clock.count("targets", targets.seconds)
     with clock.stage("targets"):
-        targets = targets or _find_targets(batch, method, requests)
         if anchors:
             targets = anchored(targets, mlp_outputs(model, requests, contexts, targets), anchors)
     with clock.stage("attribution"):
@@ -169,7 +184,7 @@ def _find_targets(batch: Batch, method: Method, requests: Sequence[EditRequest])
     site = target_site(model, config, batch.layers)
     where = batch.layers if site == "down_proj" else batch.layers[-1:]
     with _unedited(model) if method.targets_on == "unedited" else nullcontext():
-        return optimise_targets(
+        return batch.find_targets(
             model, requests, batch.contexts, where, site, config, batch.progress, held=batch.held
         )
 
@@ -348,7 +363,11 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.count(name, time.perf_counter() - start)
+
+    def count(self, name: str, seconds: float) -> None:
+        """Count so many seconds towards `name`: those of targets are counted as when they were sought."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 def _named(ids: Sequence[str]) -> str:
