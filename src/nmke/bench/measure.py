@@ -24,6 +24,7 @@ def measure(run: CellRun, held_out: HeldOutText) -> Checkpoint:
     asked = [request for batch in run.batches[: run.done] for request in batch]
     notes, events = run.notes(), run.events()
     protocols = run.cell.plan.protocols
+    rows_now = notes[0].rows if len(notes) == 1 else run.score(asked)  # one batch was scored just as it stands
     statuses = Counter(record.status for event in events for record in event.edits)
     return Checkpoint(
         n_edits=len(asked),
@@ -31,7 +32,7 @@ def measure(run: CellRun, held_out: HeldOutText) -> Checkpoint:
         n_known=statuses["known"],
         n_failed=statuses["failed"],
         after_batch=protocol_records([row for note in notes for row in note.rows], protocols),
-        after_last=protocol_records(run.score(asked), protocols),
+        after_last=protocol_records(rows_now, protocols),
         held_out=held_out.measure(run.session.base),
         tasks={name: _ability(run, name) for name in run.cell.plan.tasks},
         drift=run.session.weights.drift(),
