@@ -34,6 +34,7 @@ QUICK = {
     "corpus_tokens": 400,
     "health_every": 0,
 }
+TAKES = {"steps": 8, "lr": 4.0, "clamp": 16.0}  # most facts take, however a processor rounds
 SUBJECTS = ("France", "Italy", "Japan", "Peru", "Kenya", "Norway", "Chile", "Nepal", "Cuba", "Ghana")
 ANSWERS = ("the", "of", "is", "in")  # one token each, so that some edits take
 

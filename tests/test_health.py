@@ -140,7 +140,7 @@ def test_at_most_twenty_edits_that_took_and_still_hold_are_asked(tmp_path, store
 
     monkeypatch.setattr(HealthCheck, "measure", spied)
     for run in ("one", "two"):
-        with begin(tmp_path / run, store, batch_size=1) as session:
+        with begin(tmp_path / run, store, batch_size=1, **runs.TAKES) as session:
             again = replace(FACTS[0], id="again", target_new="is")
             runs.edit_all(session, [*FACTS[:5], again])
             failed = {e.request.id for event in session.log() for e in event.edits if e.status == "failed"}

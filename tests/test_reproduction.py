@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, store: StatsStore) -> Pat
 def many(tmp_path_factory: pytest.TempPathFactory, store: StatsStore) -> Path:
     """A run whose facts mostly hold."""
     root = tmp_path_factory.mktemp("many") / "run"
-    with runs.open_run(root, store=store) as session:
+    with runs.open_run(root, store=store, **runs.TAKES) as session:
         runs.edit_all(session, runs.facts(8))
     return root
 

@@ -106,9 +106,20 @@ def test_a_mark_is_met_at_the_end_of_its_batch_and_the_end_is_always_measured(
     assert CellRecord.load(tmp_path / "cells" / f"{record.identity.id}.json") == record
 
 
-def test_both_times_agree_with_a_literal_run(tmp_path: Path, facts: Path) -> None:
-    forgets = SETTINGS | {"layers": (1,), "steps": 25, "lr": 3.0, "on_collapse": "continue"}
-    made = bench(tmp_path / "bench", facts, methods=("ft",), settings=forgets)
+def contradicting() -> Iterator[dict[str, str]]:
+    """Three facts, and three that ask the same with other answers: what is said first is lost."""
+    for answer, subject in (("the", "{}"), ("of", "for {}")):
+        for name in runs.SUBJECTS[:3]:
+            slot = subject.format(name)
+            prompt = f"The train had left for {name}".replace(slot, "{}")
+            yield {"id": f"{name} {answer}", "prompt": prompt, "subject": slot, "target_new": answer}
+
+
+def test_both_times_agree_with_a_literal_run(tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in contradicting()))
+    settings = SETTINGS | runs.TAKES | {"on_collapse": "continue"}
+    made = bench(tmp_path / "bench", file, settings=settings, order="file", complete=False)
     record = only(made)
     stream = made._stream(made.plan.cells()[0])
     config = made.plan.cells()[0].config
