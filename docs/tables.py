@@ -9,6 +9,7 @@ import json
 import re
 import typing
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -301,35 +302,36 @@ def _quick() -> str:
 
 def _leaderboard() -> str:
     """The last checkpoint of every committed cell of the leaderboard; a sentence while there is none."""
+    from nmke.bench.table import make_table, markdown
+
+    cells = _board()
+    return markdown(make_table(cells)) if cells else "No cell of the leaderboard is committed yet."
+
+
+def _board_paired() -> str:
+    """Every method of the leaderboard against `nmke`, fact by fact."""
+    from nmke.bench.compare import MEAN, compare
+
+    cells = _board()
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for label in sorted({cell.identity.label for cell in cells} - {"nmke"}):
+        for found in compare(cells, "nmke", label):
+            one = {
+                d.metric: asdict(d.difference) for d in found.differences if d.protocol == "teacher_forced"
+            }
+            *single, mean = (_difference(one[metric]) if metric in one else "-" for metric in (*SCORES, MEAN))
+            sure = MEAN in one and not one[MEAN]["low"] <= 0 <= one[MEAN]["high"]
+            stream = f"{found.a.dataset}, {found.n_edits} edits, batches of {found.a.batch_size}"
+            rows.setdefault(stream, []).append((f"`{label}`", *single, f"**{mean}**" if sure else mean))
+    return _tables(("`nmke` minus", *SCORES, "mean"), rows)
+
+
+def _board() -> list[Any]:
+    """The committed cells that reached a checkpoint."""
     from nmke.bench.record import read_cells
 
     folder = ROOT / "benchmarks" / "leaderboard"
-    cells = [cell for cell in read_cells(folder) if cell.last] if (folder / "cells").is_dir() else []
-    if not cells:
-        return "The leaderboard over longer streams has no committed cell yet: [Benchmarks](benchmarks.md)."
-    rows = []
-    for cell in sorted(
-        cells, key=lambda c: (c.identity.stream.dataset, c.identity.batch_size, c.identity.label)
-    ):
-        who, last = cell.identity, cell.last
-        metrics = last.after_last["teacher_forced"].metrics
-        shown = [
-            f"{found.value:.3f} [{found.low:.2f}, {found.high:.2f}]" if (found := metrics.get(name)) else "-"
-            for name in SCORES
-        ]
-        perplexity = last.held_out.perplexity
-        rows.append(
-            (
-                f"`{who.label}`",
-                who.stream.dataset,
-                str(who.batch_size),
-                str(who.seed),
-                str(last.n_edits),
-                *shown,
-                "-" if perplexity is None else f"{perplexity:.1f}",
-            )
-        )
-    return _table(("method", "facts", "batch", "seed", "edits", *SCORES, "perplexity"), rows)
+    return [cell for cell in read_cells(folder) if cell.last] if (folder / "cells").is_dir() else []
 
 
 def _compatibility() -> str:
@@ -437,5 +439,6 @@ TABLES = {
     "silencing": _silencing,
     "quick": _quick,
     "leaderboard": _leaderboard,
+    "leaderboard-paired": _board_paired,
     "compatibility": _compatibility,
 }

@@ -24,14 +24,15 @@ def checkpoint(
     reliability: Sequence[float | None],
     locality: Sequence[float | None] | None = None,
     *,
+    generalization: Sequence[float | None] | None = None,
     perplexity: float = 26.0,
     kl: float = 0.1,
     seconds: float = 2.5,
 ) -> Checkpoint:
-    """A checkpoint whose scores at both times are these, generalization missing."""
+    """A checkpoint whose scores at both times are these, generalization missing unless it is given."""
     metrics = {
         "reliability": score(reliability),
-        "generalization": None,
+        "generalization": None if generalization is None else score(generalization),
         "locality": score(locality or [1.0] * len(reliability)),
     }
     scores = {"teacher_forced": {"version": "teacher_forced/1", "metrics": metrics}}

@@ -54,6 +54,18 @@ def test_facts_without_a_value_on_either_side_are_left_out() -> None:
     assert [d.metric for d in found.differences] == ["reliability", "locality"]  # no generalization at all
 
 
+def test_the_mean_of_a_protocols_metrics_is_taken_fact_by_fact() -> None:
+    a = checkpoint([1.0, 1.0, 0.0], [0.5, 1.0, 0.0], generalization=[0.0, 1.0, None])
+    b = checkpoint([1.0, 0.0, 1.0], [1.0, 1.0, 1.0], generalization=[1.0, 1.0, 1.0])
+    (found,) = compare([cell("nmke", points=[a]), cell("memit", points=[b])], "nmke", "memit")
+    *single, mean = found.differences
+    assert [d.metric for d in single] == ["reliability", "generalization", "locality"]
+    literal = mean_interval([1.5 / 3 - 1.0, 1.0 - 2 / 3])  # the third fact has no generalization on one side
+    assert (mean.metric, mean.better, mean.worse, mean.equal) == ("mean", 1, 1, 0)
+    assert mean.difference.mean == pytest.approx(literal.mean) and mean.difference.n == 2
+    assert (mean.difference.low, mean.difference.high) == pytest.approx((literal.low, literal.high))
+
+
 def test_seeds_are_averaged_fact_by_fact_whatever_their_order() -> None:
     def pair(seed: int, ids: list[str], a: list[float | None], b: list[float | None]) -> list[CellRecord]:
         return two(a, b, seed=seed, ids=ids, facts_hash=f"h{seed}")

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from nmke.bench.groups import Group, grouped
 from nmke.bench.record import CellRecord, Time
 from nmke.errors import ConfigError, RequestError, unknown_name
 from nmke.evaluation.metrics import Estimate, mean_interval, paired_difference
+from nmke.evaluation.protocols import PROTOCOLS
+
+MEAN = "mean"  # of a protocol's metrics, fact by fact
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Difference:
 
     Args:
         protocol: Name of the protocol.
-        metric: Name of the metric.
+        metric: Name of the metric, or `MEAN` for the mean of the protocol's metrics.
         a, b: Mean of each with its own interval.
         difference: Mean of a - b over facts, with its paired interval.
         better, worse, equal: How many facts a does better, worse and equally well at than b.
@@ -58,7 +62,7 @@ class Comparison:
         a, b: What is compared.
         n_edits: After how many edits.
         time: Right after each fact's batch, or after the last edit.
-        differences: One per metric that both have.
+        differences: One per metric that both have, and one for each protocol's mean.
     """
 
     a: Group
@@ -133,19 +137,29 @@ def _compare(a: Group, b: Group, at: int | None, time: Time) -> Comparison:
         )
     n_edits = at or shared[-1]
     scores = a.points(n_edits)[0].scores(time)
-    names = [(protocol, metric) for protocol, found in scores.items() for metric in found.metrics]
-    differences = [_difference(a, b, n_edits, time, *name) for name in names]
+    asked = [
+        (protocol, name, names)
+        for protocol, found in scores.items()
+        for name, names in (*((one, [one]) for one in found.metrics), _mean_of(protocol))
+    ]
+    differences = [_difference(a, b, n_edits, time, *one) for one in asked]
     return Comparison(a, b, n_edits, time, tuple(d for d in differences if d is not None))
 
 
+def _mean_of(protocol: str) -> tuple[str, Sequence[str]]:
+    """The mean of a protocol's own metrics: a method that gains in one by losing in another shows here."""
+    return MEAN, PROTOCOLS[protocol].metrics
+
+
 def _difference(
-    a: Group, b: Group, n_edits: int, time: Time, protocol: str, metric: str
+    a: Group, b: Group, n_edits: int, time: Time, protocol: str, metric: str, of: Sequence[str]
 ) -> Difference | None:
-    first, second = (group.facts(n_edits, time, protocol, metric) for group in (a, b))
-    shared = [name for name in first if name in second]
+    """`metric` as the mean of the metrics `of`, over the facts that have all of them on both sides."""
+    sides = [[group.facts(n_edits, time, protocol, name) for name in of] for group in (a, b)]
+    shared = [fact for fact in sides[0][0] if all(fact in found for side in sides for found in side)]
     if not shared:
         return None
-    x, y = [first[name] for name in shared], [second[name] for name in shared]
+    x, y = ([fmean(found[fact] for found in side) for fact in shared] for side in sides)
     signs = [(p > q) - (p < q) for p, q in zip(x, y, strict=True)]
     return Difference(
         protocol,

@@ -24,7 +24,9 @@ def measure(run: CellRun, held_out: HeldOutText) -> Checkpoint:
     asked = [request for batch in run.batches[: run.done] for request in batch]
     notes, events = run.notes(), run.events()
     protocols = run.cell.plan.protocols
-    rows_now = notes[0].rows if len(notes) == 1 else run.score(asked)  # one batch was scored just as it stands
+    rows_now = (
+        notes[0].rows if len(notes) == 1 else run.score(asked)
+    )  # one batch was scored just as it stands
     statuses = Counter(record.status for event in events for record in event.edits)
     return Checkpoint(
         n_edits=len(asked),
