@@ -257,11 +257,15 @@ def _silencing() -> str:
     rows = []
     for model, layers in _record("research_silencing")["models"].items():
         unedited = layers["unedited"]["perplexity"]
-        rows.append((model, "", "none", "1", f"{unedited:.2f}"))
+        rows.append((model, "", "none", "1", "1", f"{unedited:.2f}"))
         for layer, cells in layers.items():
             for cell, found in cells.items() if layer != "unedited" else ():
-                rows.append((model, layer, cell, _interval(found["locality"]), f"{found['perplexity']:.2f}"))
-    return _table(("model", "layer", "silenced", "neighbours' answers that stay", "perplexity"), rows)
+                kept = [
+                    _interval(found["locality"][data]) if data in found["locality"] else "-"
+                    for data in ("counterfact", "zsre")
+                ]
+                rows.append((model, layer, cell, *kept, f"{found['perplexity']:.2f}"))
+    return _table(("model", "layer", "silenced", "CounterFact locality", "ZsRE locality", "perplexity"), rows)
 
 
 def _stream_points() -> Iterator[tuple[str, tuple[str, str], dict[str, Any]]]:
