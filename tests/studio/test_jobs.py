@@ -1,3 +1,4 @@
+import asyncio
 import json
 import threading
 
@@ -8,6 +9,8 @@ from tests.studio.conftest import wait_for
 from nmke.errors import LedgerError
 from nmke.studio.jobs import Cancelled, JobProgress, JobStore
 from nmke.studio.limits import StudioError
+from nmke.studio.pages.common import follow, job_html
+from nmke.studio.streams import job_events
 
 
 def submit(studio, count, batch_size=1, **more):
@@ -23,6 +26,39 @@ def at_task(job, title, done=0):
             return
         end.wait(0.005)
     raise AssertionError(job.snapshot())
+
+
+@pytest.fixture
+def ending(tmp_path):
+    """A job at work, and how it ends without its state being kept yet, as on a slow disk."""
+    job = JobStore(tmp_path).new("edit", {"summary": "1 fact"})
+    job.state = "running"
+
+    def end():
+        job.result, job.state = {"written": 1, "failed": 0, "known": 0, "batches": 1}, "done"
+
+    return job, end
+
+
+def test_a_page_shows_the_end_of_a_job_that_is_still_being_kept(ending):
+    job, end = ending
+    shown = follow(job)
+    running = next(shown)
+    end()
+    assert [*shown] == [job_html(job)] and job_html(job) != running
+
+
+def test_events_tell_the_end_of_a_job_that_is_still_being_kept(ending):
+    job, end = ending
+
+    async def told():
+        events = job_events(job)
+        first = await anext(events)
+        end()
+        return [first, *[event async for event in events]]
+
+    states = [json.loads(event.partition("data: ")[2])["state"] for event in asyncio.run(told())]
+    assert states == ["running", "done"]
 
 
 class Hold:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nmke.errors import NmkeError
 from nmke.models.chat import Listener, Reply
-from nmke.studio.jobs import FINISHED, Job
+from nmke.studio.jobs import FINISHED, Job, State
 from nmke.studio.limits import status_and_code
 
 POLL_SECONDS = 0.1
@@ -23,13 +23,14 @@ class Gone(Exception):
 
 async def job_events(job: Job) -> AsyncIterator[str]:
     """The job as it is now and after every change, until it is finished."""
-    seen, quiet = -1, 0.0
+    seen: tuple[int, State] | None = None
+    quiet = 0.0
     while True:
-        version, state = job.version, job.state
-        if version != seen:
-            seen, quiet = version, 0.0
+        now = job.version, job.state  # a state is set before it is kept, and only then is the version raised
+        if now != seen:
+            seen, quiet = now, 0.0
             yield event("job", job.snapshot())
-        if state in FINISHED:
+        if now[1] in FINISHED:
             return
         await asyncio.sleep(POLL_SECONDS)
         quiet += POLL_SECONDS

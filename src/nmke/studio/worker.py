@@ -183,6 +183,7 @@ class Worker:
         self._set(job, state)
 
     def _set(self, job: Job, state: Any) -> None:
-        job.state, job.wish = state, None
+        job.wish = None
         job.tasks.clear()
+        job.state = state  # last: who sees it may look at the rest
         self.store.save(job)

@@ -14,7 +14,7 @@ from nmke.errors import NmkeError
 from nmke.models.chat import Reply
 from nmke.models.generate import Decoding
 from nmke.studio.app import templates
-from nmke.studio.jobs import FINISHED, Job
+from nmke.studio.jobs import FINISHED, Job, State
 from nmke.studio.limits import status_and_code
 from nmke.studio.service import Place, Studio, Which
 from nmke.studio.streams import Gone
@@ -60,13 +60,13 @@ def listed_edits(places: Sequence[Place]) -> list[tuple[str, str]]:
 
 def follow(job: Job) -> Iterator[str]:
     """The job as HTML after every change, until it is finished or paused; the job goes on if nobody looks."""
-    seen = -1
+    seen: tuple[int, State] | None = None
     while True:
-        version, state = job.version, job.state
-        if version != seen:
-            seen = version
+        now = job.version, job.state  # see `job_events`
+        if now != seen:
+            seen = now
             yield job_html(job)
-        if state in (*FINISHED, "paused") and version == job.version:
+        if now[1] in (*FINISHED, "paused") and now[0] == job.version:
             return
         time.sleep(LOOK_SECONDS)
 
