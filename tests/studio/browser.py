@@ -23,7 +23,7 @@ QUICK = ("--steps", "8", "--batch-size", "2", "--on-collapse", "continue")
 MODEL = "smollm2-135m"
 START_SECONDS = 600
 SETTLE = 1500  # milliseconds after a page is drawn until it answers, on a busy machine
-WAIT = 300_000  # milliseconds that a job may take
+WAIT = 600_000  # milliseconds that a job may take: the first one gathers statistics where the cache is empty
 
 
 @dataclass
