@@ -19,9 +19,10 @@ import torch
 from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
+from nmke.editors.known_targets import given
 from nmke.editors.memory import SolverState
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
-from nmke.editors.targets import given, optimise_targets
+from nmke.editors.targets import optimise_targets
 from nmke.evaluation.base_outputs import collect_base
 from nmke.evaluation.perplexity import perplexity
 from nmke.evaluation.protocols import score

@@ -74,7 +74,8 @@ def stream(name: str, asked: argparse.Namespace, known: KnownTargets) -> None:
     path = FOLDER / f"{label}.json"
     FOLDER.mkdir(parents=True, exist_ok=True)
     cell: Json = json.loads(path.read_text("utf-8")) if path.is_file() else {"points": {}}
-    with EditSession.open(asked.model, FOLDER / label, config=config, known=known) as session:
+    with EditSession.open(asked.model, FOLDER / label, config=config) as session:
+        session.share_targets(known)
         cell |= {
             "setup": {key: getattr(asked, key) for key in ("model", "data", "batch", "seed")},
             "name": name, "commit": commit(), "settings": session.config.model_dump(mode="json"),

@@ -46,16 +46,10 @@ class EditSession:
         folder: Where the run is kept.
         config: Settings of the edits to come.
         store: Cache of key statistics.
-        known: Targets of the unedited model that sessions on the same facts share.
     """
 
     def __init__(
-        self,
-        model: EditableModel,
-        folder: RunFolder,
-        config: EditConfig,
-        store: StatsStore | None = None,
-        known: KnownTargets | None = None,
+        self, model: EditableModel, folder: RunFolder, config: EditConfig, store: StatsStore | None = None
     ) -> None:
         self.model, self.folder, self.store = model, folder, store or StatsStore()
         self._asked, self.config = config, resolve(config, model)
@@ -66,7 +60,7 @@ class EditSession:
             opening.callback(self.weights.side.close)
             self._journal = Journal(folder, self.ledger, self.weights)
             self._closing = opening.pop_all()
-        self._writer = BatchWriter(model, self._journal, self.store, known)
+        self._writer = BatchWriter(model, self._journal, self.store)
 
     @classmethod
     def open(
@@ -80,7 +74,6 @@ class EditSession:
         dtype: str = "float32",
         device: str = "auto",
         revision: str | None = None,
-        known: KnownTargets | None = None,
     ) -> EditSession:
         """Open a run, or begin one on a model.
 
@@ -93,7 +86,6 @@ class EditSession:
             dtype: Type of a model's weights, if it is not loaded yet.
             device: Where it is loaded to.
             revision: Which one, if it comes from the hub.
-            known: Targets of the unedited model that sessions on the same facts share.
 
         Raises:
             ConfigError: If the run at `run` was begun on another model than the one named.
@@ -101,8 +93,7 @@ class EditSession:
         """
         loaded = source if isinstance(source, EditableModel) else None
         if loaded is None and RunFolder.exists(Path(str(source))):
-            folder = RunFolder.open(Path(str(source)))
-            return cls.resume(folder, config, store=store, device=device, known=known)
+            return cls.resume(RunFolder.open(Path(str(source))), config, store=store, device=device)
         with ExitStack() as opening:
             if run is None:
                 temporary = tempfile.TemporaryDirectory(prefix="nmke-", ignore_cleanup_errors=True)
@@ -114,10 +105,10 @@ class EditSession:
                 folder = RunFolder.open(root)
                 if loaded is None:
                     check_source(folder, str(source))
-                return cls.resume(folder, config, store=store, device=device, model=loaded, known=known)
+                return cls.resume(folder, config, store=store, device=device, model=loaded)
             model = loaded or load_model(str(source), dtype=dtype, device=device, revision=revision)
             settings = config or EditConfig.create()
-            session = cls(model, begin_run(root, model, settings, revision), settings, store, known)
+            session = cls(model, begin_run(root, model, settings, revision), settings, store)
             write_provenance(session.folder, session.ledger, model)
             opening.push(session._closing.pop_all())
             session._closing = opening.pop_all()
@@ -132,7 +123,6 @@ class EditSession:
         store: StatsStore | None = None,
         device: str = "auto",
         model: EditableModel | None = None,
-        known: KnownTargets | None = None,
     ) -> EditSession:
         """Open an existing run on its own base model.
 
@@ -142,14 +132,13 @@ class EditSession:
             store: Cache of key statistics.
             device: Where the base is loaded.
             model: The base, already loaded.
-            known: See `open`.
 
         Raises:
             ConfigError: If the run's `recipe.yaml` is damaged.
             LedgerError: If the base's weights are not those that the run was begun on.
         """
         config = config or EditConfig.create(**folder.recipe)
-        return cls(load_base(folder, device, model), folder, config, store, known)
+        return cls(load_base(folder, device, model), folder, config, store)
 
     def __enter__(self) -> EditSession:
         return self
@@ -177,6 +166,10 @@ class EditSession:
             yield self.config
         finally:
             self.config = before
+
+    def share_targets(self, known: KnownTargets) -> None:
+        """Take the first batch's targets from `known`, or leave them there for other sessions on these facts."""
+        self._writer.known = known
 
     # ------------------------------------------------------------------ reading
 

@@ -41,13 +41,11 @@ class BatchWriter:
         model: The session's model.
         journal: The run, open for writing whenever `write` is called.
         store: Cache of key statistics.
-        known: Targets of the unedited model, for the run's first batch; None to seek them.
     """
 
-    def __init__(
-        self, model: EditableModel, journal: Journal, store: StatsStore, known: KnownTargets | None = None
-    ) -> None:
-        self._model, self._journal, self._known = model, journal, known
+    def __init__(self, model: EditableModel, journal: Journal, store: StatsStore) -> None:
+        self._model, self._journal = model, journal
+        self.known: KnownTargets | None = None  # see `EditSession.share_targets`
         self._folder, self._ledger, self._weights = journal.folder, journal.ledger, journal.weights
         self._memory = RunMemory(self._folder, self._ledger, model.device)
         self._stats = RunStats(model, self._weights.base, store)
@@ -88,7 +86,7 @@ class BatchWriter:
                 anchors=anchors,
                 inputs=inputs,
                 held=self._held(todo) if config.hold_earlier else (),
-                find_targets=self._known if self._known is not None and turn == 0 else optimise_targets,
+                find_targets=self.known if self.known is not None and turn == 0 else optimise_targets,
             )
         overwritten = self._weights.apply(result.updates, result.side)
         with self._journal.all_or_nothing(lambda: self._weights.take_back(overwritten)):

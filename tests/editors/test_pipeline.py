@@ -15,6 +15,7 @@ from torch import Tensor
 from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.keys import KeyPass
+from nmke.editors.known_targets import given
 from nmke.editors.memory import SolverState
 from nmke.editors.method import Method
 from nmke.editors.pipeline import (
@@ -26,7 +27,6 @@ from nmke.editors.pipeline import (
     default_layers,
     target_site,
 )
-from nmke.editors.targets import given
 from nmke.errors import NumericsError
 from nmke.models.load import EditableModel
 from nmke.models.weights import DownProjection

@@ -57,6 +57,7 @@ class CellRun:
     ) -> None:
         self.cell, self.session, self._base, self._folder = cell, session, base, notes
         self._known = known or KnownTargets()
+        session.share_targets(self._known)
         self.batches: tuple[tuple[EditRequest, ...], ...] = tuple(
             tuple(batch) for batch in cut(stream.requests, cell.config)
         )
@@ -149,7 +150,7 @@ def open_cell(
     """
     notes = folder / "notes"
     notes.mkdir(parents=True, exist_ok=True)
-    with EditSession.open(model, folder / "run", config=cell.config, known=known) as session:
+    with EditSession.open(model, folder / "run", config=cell.config) as session:
         run = CellRun(cell, session, stream, base, notes, known)
         if run.edits:
             prepare_session(session, progress)

@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.config import LEAST, EditConfig, replace_config
+from nmke.editors.known_targets import FindTargets
 from nmke.editors.memory import KeyMemory, SolverState
 from nmke.editors.side import Recall, SideMemory
-from nmke.editors.targets import FindTargets, optimise_targets
+from nmke.editors.targets import optimise_targets
 from nmke.masking.per_edit import suits_edit
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel

@@ -20,6 +20,7 @@ from nmke.attribution import neuron_scores
 from nmke.config import EditConfig
 from nmke.editors.blue import BLUE, in_both_layers
 from nmke.editors.keys import KeyPass
+from nmke.editors.known_targets import FindTargets
 from nmke.editors.memory import KeyMemory, SolverState
 from nmke.editors.method import Batch, Directions, Method
 from nmke.editors.norm_anchor import anchored, mlp_outputs
@@ -28,7 +29,7 @@ from nmke.editors.rows import with_second_anchors
 from nmke.editors.scored_prompts import ScoredPrompts, scored_prompts
 from nmke.editors.side import SideMemory
 from nmke.editors.stabilisers import filtered, in_force, weighed
-from nmke.editors.targets import FindTargets, Targets, optimise_targets
+from nmke.editors.targets import Targets, optimise_targets
 from nmke.errors import NumericsError
 from nmke.masking.select import select_neurons
 from nmke.models.load import EditableModel

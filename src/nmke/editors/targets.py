@@ -19,7 +19,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -71,30 +70,6 @@ class Targets:
     probabilities: tuple[float, ...]
     steps: tuple[int, ...]
     seconds: float = 0.0
-
-
-class FindTargets(Protocol):
-    """`optimise_targets`, or what stands in for it (`nmke.editors.known_targets`)."""
-
-    def __call__(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        contexts: Sequence[str],
-        layers: Sequence[int],
-        site: Site,
-        config: EditConfig,
-        progress: Progress = quiet,
-        *,
-        held: Sequence[EditRequest] = (),
-    ) -> Targets:
-        """Target values of a batch; the model is not changed."""
-        ...
-
-
-def given(targets: Targets) -> FindTargets:
-    """Stands in for `optimise_targets` where a batch's targets are known; the caller answers for them."""
-    return lambda *_args, **_more: targets
 
 
 @dataclass(frozen=True)
