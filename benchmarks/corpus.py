@@ -20,7 +20,7 @@ from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.known_targets import given
-from nmke.editors.memory import SolverState
+from nmke.editors.method import Batch
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
 from nmke.editors.targets import optimise_targets
 from nmke.evaluation.base_outputs import collect_base
@@ -77,16 +77,8 @@ def main() -> None:
                     EditConfig.create(method=name.partition(",")[0], layers=LAYERS, **asked_for)
                 )
                 stats = {i: LayerStats(c.moment) for i, c in gathered.items()}
-                result = compute_updates(
-                    model,
-                    method,
-                    requests,
-                    contexts,
-                    stats,
-                    SolverState(),
-                    config,
-                    find_targets=given(targets),
-                )
+                batch = Batch(model, requests, contexts, config, stats=stats, find_targets=given(targets))
+                result = compute_updates(method, batch)
                 with ProvisionalWrites(model) as writes, torch.no_grad():
                     for update in result.updates:
                         writes.add(update)

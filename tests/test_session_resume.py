@@ -389,9 +389,9 @@ def test_facts_of_a_subject_that_the_model_says_are_held(tmp_path, monkeypatch):
 
     real, held = writing.compute_updates, []
 
-    def watched(*args, **more):
-        held.append([request.id for request in more["held"]])
-        return real(*args, **more)
+    def watched(method, batch):
+        held.append([request.id for request in batch.held])
+        return real(method, batch)
 
     monkeypatch.setattr(writing, "compute_updates", watched)
     facts = runs.facts(3)

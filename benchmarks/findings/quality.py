@@ -26,7 +26,7 @@ from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.known_targets import given
-from nmke.editors.memory import SolverState
+from nmke.editors.method import Batch
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
 from nmke.editors.rows import with_second_anchors
 from nmke.editors.targets import Targets, optimise_targets
@@ -117,16 +117,15 @@ class Bench:
         """One setting: edit, score, take back."""
         model, config = self.lazy.model, self.config(**changes)
         self._stats = self._stats or RunStats(model, nullcontext, StatsStore())
-        result = compute_updates(
+        batch = Batch(
             model,
-            methods.get("nmke-linear"),
             self.facts,
             write_contexts(model),
-            self._stats.of(config, quiet),
-            SolverState(),
             config,
+            stats=self._stats.of(config, quiet),
             find_targets=given(self.targets()),
         )
+        result = compute_updates(methods.get("nmke-linear"), batch)
         base = collect_base(model, self.facts)
         with ProvisionalWrites(model) as writes:
             for update in result.updates:

@@ -22,6 +22,7 @@ from nmke.editors import methods
 from nmke.editors.contexts import write_contexts
 from nmke.editors.known_targets import given
 from nmke.editors.memory import SolverState
+from nmke.editors.method import Batch
 from nmke.editors.pipeline import ProvisionalWrites, compute_updates
 from nmke.editors.targets import Targets
 from nmke.evaluation.base_outputs import collect_base
@@ -67,9 +68,17 @@ def write_all(
     config = method.fill(EditConfig.create(method="nmke-linear", layers=LAYERS, **asked))
     state, shares = SolverState(), []
     for turn, (requests, targets) in enumerate(batches):
-        result = compute_updates(
-            model, method, requests, contexts, stats, state, config, turn=turn, find_targets=given(targets)
+        batch = Batch(
+            model,
+            requests,
+            contexts,
+            config,
+            stats=stats,
+            turn=turn,
+            state=state,
+            find_targets=given(targets),
         )
+        result = compute_updates(method, batch)
         for update in result.updates:
             writes.add(update)
             if update.mask is not None:

@@ -19,8 +19,8 @@ from nmke.attribution.logits import raw_logits
 from nmke.config import EditConfig
 from nmke.editors.alphaedit import AlphaEdit
 from nmke.editors.keys import KeyPass
-from nmke.editors.memory import KeyMemory, SolverState
-from nmke.editors.method import methods
+from nmke.editors.memory import KeyMemory
+from nmke.editors.method import Batch, methods
 from nmke.editors.ordinary import ordinary_system
 from nmke.editors.per_edit import per_edit_directions, write_directions
 from nmke.editors.pipeline import compute_updates
@@ -303,10 +303,8 @@ def whole(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
             def run(
                 asked: Any = asked, config: EditConfig = config, seconds: dict[str, float] = seconds
             ) -> None:
-                found = compute_updates(
-                    subject.model, methods.get("nmke-linear"), asked, CONTEXTS, stats, SolverState(), config
-                )
-                seconds.update(found.seconds)
+                given = Batch(subject.model, asked, CONTEXTS, config, stats=stats)
+                seconds.update(compute_updates(methods.get("nmke-linear"), given).seconds)
 
             found = stage(
                 f"whole batch, a mask per {scope}", run, subject.device, operations=0.0, dtype=subject.model.dtype,

@@ -79,12 +79,10 @@ class RunStats:
                 self._inputs[layer, spec] = OrdinaryInputs(*both)
         return {layer: self._inputs[layer, spec] for layer in config.layers}
 
-    def anchors(
-        self, config: EditConfig, contexts: Sequence[str], progress: Progress
-    ) -> dict[int, float] | None:
-        """The norm that target values are rescaled to, per layer; None unless the settings ask for it."""
+    def anchors(self, config: EditConfig, contexts: Sequence[str], progress: Progress) -> dict[int, float]:
+        """The norm that target values are rescaled to, per layer; empty unless the settings ask for it."""
         if NORM_ANCHOR not in config.stabilisers:
-            return None
+            return {}
         if config not in self._anchors:
             assert config.layers is not None
             site = target_site(self._model, config, config.layers)

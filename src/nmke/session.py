@@ -289,9 +289,7 @@ class EditSession:
         """
         check_editable(self.model, requests)
         self._begin_writing(progress)
-        report = self._writer.write(requests, self.config, progress)
-        self._writer.act_on_health(report, self.config)
-        return report
+        return self._write(requests, self.config, progress)
 
     def retry(self, ids: Sequence[str], *, progress: Progress = quiet, **settings: Any) -> list[BatchReport]:
         """Edit again what did not take, with other settings; the new edits supersede their old selves.
@@ -308,11 +306,7 @@ class EditSession:
         config = resolve(replace_config(self._asked, **settings), self.model)
         self._begin_writing(progress)
         requests = [self.ledger.failed(name) for name in ids]
-        reports = []
-        for batch in batches.cut(requests, config):
-            reports.append(self._writer.write(batch, config, progress))
-            self._writer.act_on_health(reports[-1], config)
-        return reports
+        return [self._write(batch, config, progress) for batch in batches.cut(requests, config)]
 
     def undo(self, n: int = 1) -> Event:
         """Take back the last `n` batches, bit for bit.
@@ -377,6 +371,11 @@ class EditSession:
         self._journal.begin_writing(self._closing)
         if self.pending_replay() is not None:
             self._finish_replay(progress)
+
+    def _write(self, requests: Sequence[EditRequest], config: EditConfig, progress: Progress) -> BatchReport:
+        report = self._writer.write(requests, config, progress)
+        self._writer.act_on_health(report, config)
+        return report
 
     def _finish_replay(self, progress: Progress) -> list[BatchReport]:
         """Edit again what a revert took back with its edit; health is recorded, its limits stop nothing."""

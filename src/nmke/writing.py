@@ -13,7 +13,7 @@ from nmke.batches import BatchReport
 from nmke.config import EditConfig
 from nmke.editors import methods
 from nmke.editors.known_targets import KnownTargets
-from nmke.editors.method import INPUT_STATISTICS, STATISTICS
+from nmke.editors.method import INPUT_STATISTICS, STATISTICS, Batch
 from nmke.editors.pipeline import compute_updates
 from nmke.editors.targets import optimise_targets
 from nmke.environment import deterministic, environment
@@ -72,22 +72,22 @@ class BatchWriter:
         inputs = self._stats.inputs(config, progress) if INPUT_STATISTICS in entry.needs else {}
         anchors = self._stats.anchors(config, self._folder.contexts, progress)
         with self._weights.side.off(), smaller_plan(len(todo), config):
-            result = compute_updates(
+            batch = Batch(
                 self._model,
-                entry.value,
                 todo,
                 self._folder.contexts,
-                statistics,
-                self._memory.without(list(superseded.values())),
                 config,
-                turn,
                 progress,
                 side=self._weights.side.memories.get(config.method),
-                anchors=anchors,
+                stats=statistics,
                 inputs=inputs,
+                turn=turn,
+                state=self._memory.without(list(superseded.values())),
+                anchors=anchors,
                 held=self._held(todo) if config.hold_earlier else (),
                 find_targets=self.known if self.known is not None and turn == 0 else optimise_targets,
             )
+            result = compute_updates(entry.value, batch)
         overwritten = self._weights.apply(result.updates, result.side)
         with self._journal.all_or_nothing(lambda: self._weights.take_back(overwritten)):
             after = dict(zip([r.id for r in todo], self._ask(todo), strict=True))

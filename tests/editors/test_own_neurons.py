@@ -62,7 +62,7 @@ def edit(model: EditableModel, requests: Sequence[EditRequest] = REQUESTS, **cha
     config = settings(**changes)
     stats, inputs = ordinary(model, config.layers or ())
     method = methods.get("nmke")
-    return compute_updates(model, method, requests, CONTEXTS, stats, SolverState(), config, inputs=inputs)
+    return compute_updates(method, Batch(model, requests, CONTEXTS, config, stats=stats, inputs=inputs))
 
 
 def written_at(model: EditableModel, request: EditRequest, layer: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from nmke.editors import methods
 from nmke.editors.keys import KeyPass
 from nmke.editors.known_targets import given
 from nmke.editors.memory import SolverState
-from nmke.editors.method import Method
+from nmke.editors.method import Batch, Method
 from nmke.editors.pipeline import (
     BatchResult,
     ProvisionalWrites,
@@ -88,9 +89,7 @@ def edit(
     config = resolved(name, **settings)
     method = methods.get(name)
     stats = stats_of(model, config.layers)
-    return compute_updates(
-        model, method, requests[: method.max_batch], contexts, stats, SolverState(), config
-    )
+    return compute_updates(method, Batch(model, requests[: method.max_batch], contexts, config, stats=stats))
 
 
 def snapshot(model: EditableModel) -> dict[str, Tensor]:
@@ -272,7 +271,8 @@ def test_nmke_with_every_neuron_equals_memit_with_memory(model):
         ("nmke-linear", {"mask": "random", "ratio": 1.0, "mask_scope": "batch"}),
     ):
         config = resolved(name, **settings)
-        results.append(compute_updates(model, methods.get(name), REQUESTS, CONTEXTS, stats, state, config))
+        batch = Batch(model, REQUESTS, CONTEXTS, config, stats=stats, state=state)
+        results.append(compute_updates(methods.get(name), batch))
     free, masked = results
     assert masked.masks[1].ratio == 1.0 and not free.masks
     for a, b in zip(free.updates, masked.updates, strict=True):
@@ -288,17 +288,15 @@ def test_nmke_published_with_every_neuron_equals_alphaedit(model):
 
 def test_targets_found_before_give_the_same_updates(model):
     first = edit(model, "nmke-linear")
-    config, method = resolved("nmke-linear"), methods.get("nmke-linear")
-    again = compute_updates(
+    known = Batch(
         model,
-        method,
         REQUESTS,
         CONTEXTS,
-        stats_of(model),
-        SolverState(),
-        config,
+        resolved("nmke-linear"),
+        stats=stats_of(model),
         find_targets=given(first.targets),
     )
+    again = compute_updates(methods.get("nmke-linear"), known)
     assert again.targets is first.targets
     assert again.seconds["targets"] >= first.targets.seconds  # as when they were sought
     for a, b in zip(first.updates, again.updates, strict=True):
@@ -334,7 +332,7 @@ def test_earlier_edits_enter_the_system_of_methods_that_remember(model):
         method, config = methods.get(name), resolved(name)
         requests = REQUESTS[: method.max_batch]
         fresh, later = (
-            compute_updates(model, method, requests, CONTEXTS, stats, state, config)
+            compute_updates(method, Batch(model, requests, CONTEXTS, config, stats=stats, state=state))
             for state in (SolverState(), past)
         )
         same = torch.equal(fresh.updates[0].right, later.updates[0].right)
@@ -355,16 +353,13 @@ def test_a_second_model_in_the_process_changes_nothing():
 def test_a_system_that_cannot_be_solved_names_edits_and_layer_and_takes_writes_back(model):
     stats = stats_of(model)
     stats[2] = LayerStats(torch.full((64, 64), float("nan"), dtype=torch.float64))
+    memit, batch = methods.get("memit"), Batch(model, REQUESTS, CONTEXTS, resolved("memit"), stats=stats)
     before = snapshot(model)
     with pytest.raises(NumericsError, match=r"edits a\.\.c \(3\), layer 2: .* holds NaN or infinity"):
-        compute_updates(
-            model, methods.get("memit"), REQUESTS, CONTEXTS, stats, SolverState(), resolved("memit")
-        )
+        compute_updates(memit, batch)
     assert_untouched(model, before)
     with pytest.raises(NumericsError, match=r"edits a, layer 2: "):
-        compute_updates(
-            model, methods.get("memit"), REQUESTS[:1], CONTEXTS, stats, SolverState(), resolved("memit")
-        )
+        compute_updates(memit, replace(batch, requests=REQUESTS[:1]))
     assert_untouched(model, before)
 
 
@@ -375,7 +370,7 @@ def test_an_update_that_is_not_finite_is_refused(model):
 
     method = Method(Broken())
     with pytest.raises(NumericsError, match=r"edits a\.\.c \(3\), layer 1: the update is not finite"):
-        compute_updates(model, method, REQUESTS, CONTEXTS, stats_of(model), SolverState(), resolved("memit"))
+        compute_updates(method, Batch(model, REQUESTS, CONTEXTS, resolved("memit"), stats=stats_of(model)))
 
 
 def test_provisional_writes_are_taken_back_in_reverse_order(model):

@@ -13,6 +13,7 @@ from nmke.batches import resolve
 from nmke.config import EditConfig
 from nmke.editors import methods, stabilisers
 from nmke.editors.memory import KeyMemory, SolverState
+from nmke.editors.method import Batch
 from nmke.editors.norm_anchor import anchored, mlp_outputs, pilot_norms
 from nmke.editors.pipeline import compute_updates
 from nmke.editors.prune import Restraint
@@ -126,9 +127,8 @@ def test_history_weight_reaches_the_solve(model):
     found = []
     for settings in ({}, {"stabilisers": ("hse",)}):
         config = resolved("memit-memory", **settings)
-        result = compute_updates(
-            model, methods.get("memit-memory"), REQUESTS[:2], CONTEXTS, stats_of(model), past, config
-        )
+        batch = Batch(model, REQUESTS[:2], CONTEXTS, config, stats=stats_of(model), state=past)
+        result = compute_updates(methods.get("memit-memory"), batch)
         old = past.memories[1].rows.double()
         found.append(float((result.updates[0].delta.double() @ old.T).norm()))
     assert found[1] < 0.3 * found[0]
@@ -186,16 +186,9 @@ def test_norm_anchor_in_the_pipeline_gives_every_value_the_pilots_norm(model, si
     place = "down_proj" if site == "joint" else "block"
     norms = pilot_norms(model, CONTEXTS, place, config, quiet)
     assert set(norms) == (set(LAYERS) if site == "joint" else {2}) and min(norms.values()) > 0
-    result = compute_updates(
-        model,
-        methods.get("memit"),
-        REQUESTS,
-        CONTEXTS,
-        stats_of(model),
-        SolverState(),
-        config,
-        anchors={layer: 1.1 * norm for layer, norm in norms.items()},
-    )
+    anchors = {layer: 1.1 * norm for layer, norm in norms.items()}
+    batch = Batch(model, REQUESTS, CONTEXTS, config, stats=stats_of(model), anchors=anchors)
+    result = compute_updates(methods.get("memit"), batch)
     outputs = mlp_outputs(model, REQUESTS, CONTEXTS, result.targets)
     for layer, norm in norms.items():
         found = (outputs[layer] + result.targets.deltas[layer]).norm(dim=1)

@@ -23,7 +23,7 @@ from nmke.editors.targets import optimise_targets
 from nmke.masking.per_edit import suits_edit
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
-from nmke.progress import Progress
+from nmke.progress import Progress, quiet
 from nmke.registry import Registry
 from nmke.stats.covariance import LayerStats, OrdinaryInputs
 from nmke.types import EditRequest, Keys, Mask
@@ -90,20 +90,23 @@ class Batch:
         inputs: Moments of ordinary MLP inputs of every edited layer, if it needs them.
         turn: Number of the batch in its run.
         state: Memory of earlier edits.
+        anchors: Norm that target values are rescaled to, per layer; empty leaves them as they are.
         held: Earlier facts whose answers targets have to leave as they are, where the subject is the same.
-        find_targets: Seeks target values on the model as it is now.
+        find_targets: Seeks target values on the model as it is now; `given` takes such as were found before for these
+            requests on these weights.
     """
 
     model: EditableModel
     requests: Sequence[EditRequest]
     contexts: Sequence[str]
     config: EditConfig
-    progress: Progress
+    progress: Progress = quiet
     side: SideMemory | None = None
     stats: Mapping[int, LayerStats] = field(default_factory=dict)
     inputs: Mapping[int, OrdinaryInputs] = field(default_factory=dict)
     turn: int = 0
     state: SolverState = field(default_factory=SolverState)
+    anchors: Mapping[int, float] = field(default_factory=dict)
     held: Sequence[EditRequest] = ()
     find_targets: FindTargets = optimise_targets
 

@@ -20,7 +20,6 @@ from nmke.attribution import neuron_scores
 from nmke.config import EditConfig
 from nmke.editors.blue import BLUE, in_both_layers
 from nmke.editors.keys import KeyPass
-from nmke.editors.known_targets import FindTargets
 from nmke.editors.memory import KeyMemory, SolverState
 from nmke.editors.method import Batch, Directions, Method
 from nmke.editors.norm_anchor import anchored, mlp_outputs
@@ -37,8 +36,8 @@ from nmke.models.ranks import shared_out
 from nmke.models.replay import Site
 from nmke.models.updates import matrix_at, put_back, write_update
 from nmke.models.weights import DownProjection, swapped_in
-from nmke.progress import Progress, Task, quiet
-from nmke.stats.covariance import LayerStats, OrdinaryInputs
+from nmke.progress import Task
+from nmke.stats.covariance import LayerStats
 from nmke.types import Columns, EditRequest, Keys, LayerUpdate, MatrixPlace, NeuronMask
 
 
@@ -87,76 +86,27 @@ def target_site(model: EditableModel, config: EditConfig, layers: Sequence[int])
     return "block" if config.targets == "spread" or direct else "down_proj"
 
 
-def compute_updates(
-    model: EditableModel,
-    method: Method,
-    requests: Sequence[EditRequest],
-    contexts: Sequence[str],
-    stats: Mapping[int, LayerStats],
-    state: SolverState,
-    config: EditConfig,
-    turn: int = 0,
-    progress: Progress = quiet,
-    side: SideMemory | None = None,
-    anchors: Mapping[int, float] | None = None,
-    inputs: Mapping[int, OrdinaryInputs] | None = None,
-    held: Sequence[EditRequest] = (),
-    find_targets: FindTargets = optimise_targets,
-) -> BatchResult:
-    """What `method` would write for a batch of requests; the model is left as it was.
-
-    Args:
-        model: The model as it is now.
-        method: Solver and kind of method.
-        requests: The batch.
-        contexts: Prefixes of every prompt, the first one empty.
-        stats: Key statistics of every edited layer.
-        state: Memory of earlier edits.
-        config: Resolved settings, with `layers` given.
-        turn: Number of the batch in its run.
-        progress: Told about each stage.
-        side: The method's side memory so far.
-        anchors: Norm that target values are rescaled to, per layer; None leaves them as they are.
-        inputs: Moments of ordinary MLP inputs of every edited layer, for methods that need them.
-        held: Earlier facts whose answers targets have to leave as they are, where the subject is the same.
-        find_targets: Seeks target values; `given` takes such as were found before for these requests on these weights.
+def compute_updates(method: Method, batch: Batch) -> BatchResult:
+    """What `method` would write for a batch; the model is left as it was.
 
     Raises:
         NumericsError: If a system is not finite or ill-conditioned; names the edits and the layer.
         RequestError: If a prompt does not fit the model.
     """
-    batch = Batch(
-        model,
-        requests,
-        contexts,
-        config,
-        progress,
-        side,
-        stats,
-        inputs or {},
-        turn,
-        state,
-        held,
-        find_targets,
-    )
     if method.compute is not None:
         return method.compute(batch)
+    config = batch.config
     if BLUE in config.stabilisers and len(batch.layers) > 1:
+        rest = replace(batch, find_targets=optimise_targets)  # the second layer's are sought after a write
         return in_both_layers(
             config,
-            ProvisionalWrites(model),
-            lambda one: _locate_then_edit(
-                replace(batch, config=one, find_targets=optimise_targets), method, anchors
-            ),
+            ProvisionalWrites(batch.model),
+            lambda one: _locate_then_edit(replace(rest, config=one), method),
         )
-    return _locate_then_edit(batch, method, anchors)
+    return _locate_then_edit(batch, method)
 
 
-def _locate_then_edit(
-    batch: Batch,
-    method: Method,
-    anchors: Mapping[int, float] | None,
-) -> BatchResult:
+def _locate_then_edit(batch: Batch, method: Method) -> BatchResult:
     """The loop itself, for a method with a solver; see `compute_updates`."""
     model, contexts, config, layers = batch.model, batch.contexts, batch.config, batch.layers
     clock = Stopwatch()
@@ -164,8 +114,8 @@ def _locate_then_edit(
     targets = _find_targets(batch, method, requests)
     clock.count("targets", targets.seconds)
     with clock.stage("targets"):
-        if anchors:
-            targets = anchored(targets, mlp_outputs(model, requests, contexts, targets), anchors)
+        if batch.anchors:
+            targets = anchored(targets, mlp_outputs(model, requests, contexts, targets), batch.anchors)
     with clock.stage("attribution"):
         masks, summaries = choose_neurons(model, requests, contexts, config, batch.turn)
     with clock.stage("keys"):

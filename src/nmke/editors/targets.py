@@ -162,10 +162,7 @@ def optimise_targets(
         RequestError: If a prompt does not fit the model.
     """
     begun = time.perf_counter()
-    about: dict[str, list[EditRequest]] = {}
-    for fact in held:
-        about.setdefault(fact.subject_key, []).append(fact)
-    rows = [edit_rows(model, request, contexts, about.get(request.subject_key, ())) for request in requests]
+    rows = _rows(model, requests, contexts, held)
     groups = length_buckets([len(r.ids) * r.tail for r in rows], config.token_budget)
     named = [[(index, rows[index], requests[index].id) for index in group] for group in groups]
     found: dict[int, Optimised] = {}
@@ -185,6 +182,19 @@ def optimise_targets(
         tuple(e.steps for e in done),
         time.perf_counter() - begun,
     )
+
+
+def _rows(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    held: Sequence[EditRequest],
+) -> list[EditRows]:
+    """The rows of each request, with those of the held facts about its subject."""
+    about: dict[str, list[EditRequest]] = {}
+    for fact in held:
+        about.setdefault(fact.subject_key, []).append(fact)
+    return [edit_rows(model, one, contexts, about.get(one.subject_key, ())) for one in requests]
 
 
 @dataclass(frozen=True)
