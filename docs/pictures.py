@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from nmke.bench.groups import MEAN
+from nmke.bench.record import read_cells
+from nmke.bench.table import make_table
 from nmke.viz.figures import Axis, Figure, Series, share
 from nmke.viz.png import draw_png
 
 RECORDS = Path(__file__).parents[1] / "benchmarks" / "results"
+BOARD = Path(__file__).parents[1] / "benchmarks" / "leaderboard"
 PLACE = Path(__file__).parent / "pictures"
 # What the record of one set of targets under different masks calls them, and what the picture does.
 MASKS = {
@@ -46,6 +51,67 @@ def masks() -> Figure:
         x=share("score, teacher-forced, with 95 % interval"),
         y=Axis("", categories=tuple(MASKS[name] for name in names)),
         series=tuple(series(m, i) for i, m in enumerate(("reliability", "generalization", "locality"))),
+    )
+
+
+def leaderboard() -> Figure:
+    """The leaderboard's largest batches: the mean of the three scores of every method, the best on top."""
+    rows = make_table(read_cells(BOARD)).rows
+    size = max(row.batch_size for row in rows)
+    found = {(row.dataset, row.label): row.scores[MEAN] for row in rows if row.batch_size == size}
+    sets = sorted({dataset for dataset, _ in found})
+    labels = sorted(
+        {label for _, label in found},
+        key=lambda label: -fmean(e.mean for (_, name), e in found.items() if name == label and e),
+    )
+
+    def series(dataset: str, number: int) -> Series:
+        held = [(float(i), e) for i, label in enumerate(labels) if (e := found.get((dataset, label)))]
+        return Series(
+            dataset,
+            tuple(e.mean for _, e in held),
+            tuple(place + 0.12 * (2 * number - len(sets) + 1) for place, _ in held),
+            low=tuple(e.low for _, e in held),
+            high=tuple(e.high for _, e in held),
+            mark="dots",
+            colour=number,
+        )
+
+    return Figure(
+        id="leaderboard",
+        title=f"100 facts in batches of {size}: mean of the three scores",
+        caption="",
+        x=share("mean of reliability, generalization and locality, with 95 % interval"),
+        y=Axis("", categories=tuple(labels)),
+        series=tuple(series(dataset, number) for number, dataset in enumerate(sets)),
+    )
+
+
+def streams() -> Figure:
+    """What a stream of edits leaves: the mean of the three scores after so many."""
+    drawn = (("nmke", 10), ("nmke", 100), ("nmke, no mask", 100), ("alphaedit", 100))
+
+    def series(name: str, batch: int, number: int) -> Series:
+        cells = _record("research_streams")["cells"][name]
+        setup = {"model": "smollm2-135m", "data": "counterfact", "batch": batch, "seed": 0}
+        points = next(cell["points"] for cell in cells if cell["setup"] == setup)
+        held = sorted((int(edits), found["mean"]) for edits, found in points.items() if "mean" in found)
+        return Series(
+            f"{name}, batches of {batch}",
+            tuple(float(edits) for edits, _ in held),
+            tuple(e["mean"] for _, e in held),
+            low=tuple(e["low"] for _, e in held),
+            high=tuple(e["high"] for _, e in held),
+            colour=number,
+        )
+
+    return Figure(
+        id="streams",
+        title="CounterFact: what a stream of edits leaves",
+        caption="",
+        x=Axis("edits"),
+        y=share("mean of the three scores"),
+        series=tuple(series(*each, number) for number, each in enumerate(drawn)),
     )
 
 
@@ -93,7 +159,7 @@ def _record(name: str) -> dict[str, Any]:
 def main() -> None:
     """Draw all of them."""
     PLACE.mkdir(exist_ok=True)
-    for figure in (masks(), depth(), flat()):
+    for figure in (masks(), leaderboard(), streams(), depth(), flat()):
         (PLACE / f"{figure.id}.png").write_bytes(draw_png(figure))
 
 

@@ -65,9 +65,7 @@ def stream(name: str, asked: argparse.Namespace, known: KnownTargets) -> None:
     for request in (one for first in starts for one in facts(first, asked.edits, file, NEIGHBOURS)):
         found.setdefault(request.fact_key, request)
     requests = list(found.values())[: asked.edits]
-    label = (
-        f"{asked.model}_{asked.data}_{asked.batch}_{asked.seed}_{name.replace(', ', '_').replace(' ', '-')}"
-    )
+    label = run_label(name, asked)
     config = EditConfig.create(
         **METHODS[name], batch_size=asked.batch, seed=asked.seed, on_collapse="continue", health_every=0
     )
@@ -89,6 +87,13 @@ def stream(name: str, asked: argparse.Namespace, known: KnownTargets) -> None:
         scored = len(cell["points"].get(str(len(requests)), {}).get("rows", ()))
         if edited_so_far(session) == len(requests) and scored < min(asked.score, len(requests)):
             keep_point(path, cell, session, requests, asked.score)
+
+
+def run_label(name: str, asked: argparse.Namespace) -> str:
+    """Name of a cell's run and of its scores."""
+    return (
+        f"{asked.model}_{asked.data}_{asked.batch}_{asked.seed}_{name.replace(', ', '_').replace(' ', '-')}"
+    )
 
 
 def edited_so_far(session: EditSession) -> int:

@@ -77,6 +77,16 @@ def test_seeds_are_averaged_fact_by_fact_whatever_their_order() -> None:
     assert found.a.seeds == (0, 1)
 
 
+def test_only_seeds_that_both_ran_are_compared() -> None:
+    cells = [
+        *two([1.0, 0.0], [0.0, 0.0], seed=0, facts_hash="h0"),
+        *two([1.0, 1.0], [0.0, 0.0], seed=1, facts_hash="h1"),
+    ]
+    (found,) = compare(cells[:3], "nmke", "memit")
+    assert (found.a.seeds, found.b.seeds) == ((0,), (0,))
+    assert found.differences[0].difference.mean == 0.5
+
+
 def test_the_last_checkpoint_that_both_have_is_compared_unless_another_is_asked_for() -> None:
     long = cell("nmke", points=[checkpoint([1.0]), checkpoint([1.0, 1.0])], ids=["a", "b"])
     short = cell("memit", points=[checkpoint([0.0])], ids=["a", "b"], status="collapsed")
@@ -101,7 +111,7 @@ def test_methods_on_different_facts_are_not_compared() -> None:
         cell("nmke", points=[checkpoint([1.0])], facts_hash="one"),
         cell("memit", points=[checkpoint([1.0])], facts_hash="two"),
     ]
-    with pytest.raises(RequestError, match="did not edit the same facts with the same seeds"):
+    with pytest.raises(RequestError, match="did not edit the same facts with the same seed"):
         compare(cells, "nmke", "memit")
 
 

@@ -1,7 +1,7 @@
 import pytest
 from tests.bench.cells import cell, checkpoint
 
-from nmke.bench.record import TaskScore
+from nmke.bench.record import Checkpoint, TaskScore
 from nmke.bench.table import make_table, markdown
 from nmke.errors import RequestError
 
@@ -51,6 +51,26 @@ def test_data_sets_batch_sizes_and_settings_are_rows_of_their_own() -> None:
         "counterfact, tiny, 1 edits, one at a time",
         "counterfact, tiny, 1 edits, batches of 10",
     ]
+
+
+def test_the_highest_mean_of_the_metrics_comes_first() -> None:
+    def points(reliability: float, generalization: list[float | None]) -> list[Checkpoint]:
+        return [checkpoint([reliability] * 2, [0.5, 1.0], generalization=generalization)]
+
+    cells = [
+        cell("memit", points=points(0.5, [0.5, 0.5])),
+        cell("nmke", points=points(1.0, [1.0, 0.0])),
+        cell("rome", points=points(1.0, [None, 0.0])),  # the mean of facts with all three
+    ]
+    table = make_table(cells)
+    assert table.metrics == ("reliability", "generalization", "locality", "mean")
+    found = [(row.label, row.scores["mean"]) for row in table.rows]
+    assert [(label, one and (one.n, one.mean)) for label, one in found] == [
+        ("nmke", (2, pytest.approx(0.75))),
+        ("rome", (1, pytest.approx(2 / 3))),
+        ("memit", (2, pytest.approx(1.75 / 3))),
+    ]
+    assert "| method | Rel | Gen | Loc | mean | perplexity |" in markdown(table)
 
 
 def test_what_is_missing_is_said_with_its_reason() -> None:

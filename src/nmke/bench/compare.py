@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any
 
-from nmke.bench.groups import Group, grouped
+from nmke.bench.groups import MEAN, Group, grouped
 from nmke.bench.record import CellRecord, Time
 from nmke.errors import ConfigError, RequestError, unknown_name
 from nmke.evaluation.metrics import Estimate, mean_interval, paired_difference
-from nmke.evaluation.protocols import PROTOCOLS
-
-MEAN = "mean"  # of a protocol's metrics, fact by fact
 
 
 @dataclass(frozen=True)
@@ -109,22 +105,29 @@ def compare(
     pairs = _pairs([g for g in groups if g.label == a], [g for g in groups if g.label == b])
     if not pairs:
         raise RequestError(
-            f"{a!r} and {b!r} did not edit the same facts with the same seeds at the same batch size; "
+            f"{a!r} and {b!r} did not edit the same facts with the same seed at the same batch size; "
             "run both in one plan"
         )
     return [_compare(one, other, at, time) for one, other in pairs]
 
 
 def _pairs(first: Sequence[Group], second: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Groups on the same streams: of the same batch size, or where one side has a single size."""
-    same = [(x, y) for x in first for y in second if _streams(x) == _streams(y)]
+    """Groups on the same streams, of the same batch size where there are such; each with the seeds that both have."""
+    same = [pair for x in first for y in second if (pair := _on_shared_streams(x, y)) is not None]
     equal = [(x, y) for x, y in same if x.batch_size == y.batch_size]
     return equal or same
 
 
-def _streams(group: Group) -> list[tuple[int, str, str]]:
-    found = [cell.identity for cell in group.cells]
-    return [(identity.seed, identity.stream.facts_hash, identity.model.fingerprint) for identity in found]
+def _on_shared_streams(x: Group, y: Group) -> tuple[Group, Group] | None:
+    shared = {_stream(cell) for cell in x.cells} & {_stream(cell) for cell in y.cells}
+    if not shared:
+        return None
+    one, other = (Group(tuple(cell for cell in group.cells if _stream(cell) in shared)) for group in (x, y))
+    return one, other
+
+
+def _stream(cell: CellRecord) -> tuple[int, str, str]:
+    return cell.identity.seed, cell.identity.stream.facts_hash, cell.identity.model.fingerprint
 
 
 def _compare(a: Group, b: Group, at: int | None, time: Time) -> Comparison:
@@ -137,29 +140,20 @@ def _compare(a: Group, b: Group, at: int | None, time: Time) -> Comparison:
         )
     n_edits = at or shared[-1]
     scores = a.points(n_edits)[0].scores(time)
-    asked = [
-        (protocol, name, names)
-        for protocol, found in scores.items()
-        for name, names in (*((one, [one]) for one in found.metrics), _mean_of(protocol))
-    ]
+    asked = [(protocol, name) for protocol, found in scores.items() for name in (*found.metrics, MEAN)]
     differences = [_difference(a, b, n_edits, time, *one) for one in asked]
     return Comparison(a, b, n_edits, time, tuple(d for d in differences if d is not None))
 
 
-def _mean_of(protocol: str) -> tuple[str, Sequence[str]]:
-    """The mean of a protocol's own metrics: a method that gains in one by losing in another shows here."""
-    return MEAN, PROTOCOLS[protocol].metrics
-
-
 def _difference(
-    a: Group, b: Group, n_edits: int, time: Time, protocol: str, metric: str, of: Sequence[str]
+    a: Group, b: Group, n_edits: int, time: Time, protocol: str, metric: str
 ) -> Difference | None:
-    """`metric` as the mean of the metrics `of`, over the facts that have all of them on both sides."""
-    sides = [[group.facts(n_edits, time, protocol, name) for name in of] for group in (a, b)]
-    shared = [fact for fact in sides[0][0] if all(fact in found for side in sides for found in side)]
+    """Over the facts that have a value on both sides."""
+    sides = [group.facts(n_edits, time, protocol, metric) for group in (a, b)]
+    shared = [fact for fact in sides[0] if fact in sides[1]]
     if not shared:
         return None
-    x, y = ([fmean(found[fact] for found in side) for fact in shared] for side in sides)
+    x, y = ([found[fact] for fact in shared] for found in sides)
     signs = [(p > q) - (p < q) for p, q in zip(x, y, strict=True)]
     return Difference(
         protocol,

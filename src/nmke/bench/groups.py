@@ -7,6 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nmke.bench.record import CellRecord, Checkpoint, Time
+from nmke.evaluation.protocols import PROTOCOLS
+
+MEAN = (
+    "mean"  # of a protocol's own metrics, fact by fact: what is won in one by losing in another cancels here
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,18 @@ class Group:
         return [point for cell in self.cells if (point := cell.at(n_edits)) is not None]
 
     def facts(self, n_edits: int, time: Time, protocol: str, metric: str) -> dict[str, float]:
-        """Value of every fact by id, the mean over the seeds that edited it; facts without a value left out."""
+        """Value of every fact by id, the mean over the seeds that edited it; facts without a value left out.
+
+        Args:
+            n_edits: After how many edits.
+            time: Right after each fact's batch, or after the last edit.
+            protocol: Name of the protocol.
+            metric: One of its metrics, or `MEAN` for the mean of all, of the facts that have all.
+        """
+        if metric == MEAN:
+            each = [self.facts(n_edits, time, protocol, name) for name in PROTOCOLS[protocol].metrics]
+            whole = [fact for fact in each[0] if all(fact in values for values in each)]
+            return {fact: statistics.fmean(values[fact] for values in each) for fact in whole}
         found: dict[str, list[float]] = {}
         for cell in self.cells:
             point = cell.at(n_edits)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nmke.bench.groups import Group, grouped, mean_of
+from nmke.bench.groups import MEAN, Group, grouped, mean_of
 from nmke.bench.record import CellRecord, Checkpoint, Time
 from nmke.errors import RequestError
 from nmke.evaluation.metrics import Estimate, mean_interval
@@ -22,7 +22,8 @@ class Row:
     Args:
         model, dataset, batch_size, label, seeds, status: Which cells.
         n_edits: After how many edits.
-        scores: Mean over facts and its interval, by metric; None where it cannot be measured.
+        scores: Mean over facts and its interval, by metric and for the mean of the protocol's metrics; None where it
+            cannot be measured.
         perplexity, perplexity_base, kl: On held-out text; None where not finite.
         tasks: Scores of general ability, by task, each after and before the edits.
         drift: Mean over the edited layers of ‖W - W_base‖ / ‖W_base‖.
@@ -66,7 +67,7 @@ class Table:
         protocol: Name and version of the protocol.
         time: Right after each fact's batch, or after the last edit.
         metrics: Names of the columns of scores.
-        rows: Data set by data set, batch size by batch size.
+        rows: Data set by data set, batch size by batch size, highest mean of the metrics first.
         missing: Cells without the checkpoint, and why, one sentence each.
     """
 
@@ -123,13 +124,15 @@ def make_table(
         if n_edits is None or found is None:
             missing.append(_why_missing(group, at, protocol))
             continue
-        version, metrics = found.version, tuple(found.metrics)
+        version, metrics = found.version, (*found.metrics, MEAN)
         rows.append(_row(group, n_edits, time, protocol, metrics))
     if not rows:
         raise RequestError(
             f"nothing to show: {'; '.join(missing) or 'no cell'}; run more with `nmke bench run`"
         )
-    rows.sort(key=lambda row: (row.model, row.dataset, row.n_edits, row.batch_size))
+    rows.sort(key=lambda row: (row.model, row.dataset, row.n_edits, row.batch_size, -_rank(row)))
+    if not any(row.scores.get(MEAN) for row in rows):
+        metrics = metrics[:-1]
     return Table(version, time, metrics, tuple(rows), tuple(missing))
 
 
@@ -160,6 +163,11 @@ def _row(group: Group, n_edits: int, time: Time, protocol: str, metrics: Sequenc
         peak_memory_mb=max(cost.peak_memory_mb for cost in costs),
         content_hash=points[0].content_hash,
     )
+
+
+def _rank(row: Row) -> float:
+    found = row.scores.get(MEAN)
+    return -1.0 if found is None else found.mean
 
 
 def _task(points: Sequence[Checkpoint], name: str) -> tuple[float, float | None]:
@@ -206,7 +214,14 @@ def markdown(table: Table) -> str:
         names = ["method", *(SHORT.get(metric, metric) for metric in table.metrics), *tasks, *COLUMNS]
         lines = [_line(names), _line(["---"] + ["---:"] * (len(names) - 1))]
         lines += [
-            _line([f"`{row.label}`", *score_cells(row), *task_cells(row, tasks), *number_cells(row)])
+            _line(
+                [
+                    f"`{row.label}`",
+                    *score_cells(row, table.metrics),
+                    *task_cells(row, tasks),
+                    *number_cells(row),
+                ]
+            )
             for row in rows
         ]
         parts.append("\n".join([said, "", *lines]))
@@ -217,9 +232,10 @@ def markdown(table: Table) -> str:
 COLUMNS = ("perplexity", "KL", "drift", "neurons", "s/edit", "CPU s/edit", "MB", "status")
 
 
-def score_cells(row: Row) -> list[str]:
+def score_cells(row: Row, metrics: Sequence[str]) -> list[str]:
     """The scores of a row, as text."""
-    return ["-" if e is None else f"{e.mean:.3f} [{e.low:.2f}, {e.high:.2f}]" for e in row.scores.values()]
+    found = [row.scores.get(metric) for metric in metrics]
+    return ["-" if e is None else f"{e.mean:.3f} [{e.low:.2f}, {e.high:.2f}]" for e in found]
 
 
 def task_cells(row: Row, tasks: Sequence[str]) -> list[str]:

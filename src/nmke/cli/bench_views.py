@@ -70,7 +70,7 @@ def _name(row: Row) -> str:
 
 
 def _estimate(row: Row, metric: str) -> str:
-    found = row.scores[metric]
+    found = row.scores.get(metric)
     return "-" if found is None else f"{found.mean:.3f}\n{found.low:.2f}-{found.high:.2f}"
 
 
