@@ -1,6 +1,7 @@
 """The examples run: each on a tiny model, and on the real one, where what they print has to make sense."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,16 @@ OWN = {
     "own_metric": {"method": "nmke", "mask": "fixed", "ratio": 0.25, "batch_size": 4},
     "compare_methods": {"method": "nmke"},
 }
+
+
+def test_pages_that_show_an_example_take_it_in_whole() -> None:
+    pages = "\n".join(page.read_text("utf-8") for page in (EXAMPLES[0].parents[1] / "docs").glob("*.md"))
+    shown = {line for line in pages.splitlines() if re.search(r'^\W*8.*"examples/\w+\.py"', line)}
+    files = {path.name for path in EXAMPLES}
+    assert len(shown) >= 5
+    for line in shown:
+        found = re.fullmatch(r'--8<-- "examples/(\w+\.py)"', line)  # else the page shows the line
+        assert found is not None and found[1] in files, line
 
 
 def load(path: Path) -> ModuleType:
