@@ -15,18 +15,18 @@ WHEN = {"after_last": "after the last edit", "after_batch": "right after each fa
 
 
 def print_table(table: Table) -> None:
-    """One table per data set and batch size; interval under each mean."""
+    """One table per data set and batch size; interval under each mean, settings under the method."""
+    from nmke.bench.groups import MEAN
     from nmke.bench.table import SHORT, number
 
     for heading, rows in table.blocks():
         names = [SHORT.get(metric, metric) for metric in table.metrics]
-        right = (*names, "ppl", "KL", "drift", "s/edit")
+        right = (*names, "ppl\nKL", "drift", "s per\nedit")
         cells = [
             (
                 _name(row),
-                *(_estimate(row, metric) for metric in table.metrics),
-                number(row.perplexity, ".2f", "inf"),
-                number(row.kl, ".3f", "inf"),
+                *(_estimate(row, metric, interval=metric != MEAN) for metric in table.metrics),
+                f"{number(row.perplexity, '.2f', 'inf')}\n{number(row.kl, '.3f', 'inf')}",
                 number(row.drift, ".3f"),
                 number(row.seconds_per_edit, ".1f"),
             )
@@ -37,7 +37,9 @@ def print_table(table: Table) -> None:
         stdout().print(made)
         seeds = ", ".join(map(str, rows[0].seeds))
         say(f"{table.protocol}, {WHEN[table.time]}; seed {seeds}; 95 % intervals over facts")
-        say(f"ppl: perplexity on held-out text, {rows[0].perplexity_base:.2f} before any edit")
+        say(
+            f"ppl, KL: perplexity ({rows[0].perplexity_base:.2f} before any edit) and KL in nats on held-out text"
+        )
         say()
     for sentence in table.missing:
         note(f"not in the table: {sentence}")
@@ -66,12 +68,16 @@ def print_methods(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _name(row: Row) -> str:
-    return row.label if row.status == "done" else f"{row.label} ({row.status})"
+    label = row.label.replace("[", "\n[", 1)
+    return label if row.status == "done" else f"{label} ({row.status})"
 
 
-def _estimate(row: Row, metric: str) -> str:
+def _estimate(row: Row, metric: str, *, interval: bool) -> str:
     found = row.scores.get(metric)
-    return "-" if found is None else f"{found.mean:.3f}\n{found.low:.2f}-{found.high:.2f}"
+    if found is None:
+        return "-"
+    low, high = (f"{end:.2f}".removeprefix("0") for end in (found.low, found.high))
+    return f"{found.mean:.3f}\n{low}-{high}" if interval else f"{found.mean:.3f}"
 
 
 def _difference(one: Difference) -> tuple[str, ...]:
