@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nmke import EditableModel, EditConfig, EditSession
 from nmke.errors import ExportError
-from nmke.export import exporters
 
 PROMPT = "The capital of France is"
 PLACES = {"hf": "model", "delta": "edit.safetensors", "gguf": "model.gguf"}
@@ -23,7 +22,7 @@ def main(model: str | EditableModel, folder: Path, config: EditConfig | None = N
         expected = session.model.generate([PROMPT], 6)[0]
         for name, place in PLACES.items():
             try:  # each export is loaded back and compared with the session before it says done
-                report = exporters.get(name)(session, folder / place)
+                report = session.export(name, folder / place)
             except (
                 ExportError
             ) as error:  # GGUF patches the file that the model came from, if it came from one

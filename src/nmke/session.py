@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nmke import batches
 from nmke.active_edits import Replay
@@ -27,13 +27,16 @@ from nmke.models.load import EditableModel, load_model
 from nmke.progress import Progress, quiet
 from nmke.provenance import write_provenance
 from nmke.readable import check_editable
-from nmke.replaying import PastBatch, replay_cost, unfinished, without_edit
+from nmke.replaying import PastBatch, Replayer
 from nmke.run_folder import RunFolder
 from nmke.run_start import begin_run, check_source, delete_run, load_base
 from nmke.stats.store import StatsStore
 from nmke.types import EditRequest
 from nmke.weights_state import ChangedTensor, WeightsState
 from nmke.writing import BatchWriter
+
+if TYPE_CHECKING:
+    from nmke.export import ExportReport
 
 __all__ = ["BatchReport", "EditSession", "resolve", "versions"]
 
@@ -61,6 +64,7 @@ class EditSession:
             self._journal = Journal(folder, self.ledger, self.weights)
             self._closing = opening.pop_all()
         self._writer = BatchWriter(model, self._journal, self.store)
+        self._replayer = Replayer(model, self.ledger, self._journal, self._writer)
 
     @classmethod
     def open(
@@ -336,10 +340,8 @@ class EditSession:
             Reports of the batches that were edited again.
         """
         self._begin_writing(progress)
-        later, request = self._from_first(edit_id)
-        ids = [past.ids for past in without_edit(self.ledger, later, request.id)]
-        self._journal.take_back(later, "revert", {"reverted": request.id, "replay": ids})
-        return self._finish_replay(progress)
+        self._replayer.take_back(edit_id)
+        return self._replayer.finish(progress)
 
     def replay(self, past: Sequence[PastBatch], *, progress: Progress = quiet) -> Iterator[BatchReport]:
         """Edit batches as they were edited before, each with its own settings; health limits stop nothing.
@@ -349,20 +351,38 @@ class EditSession:
             progress: Told about each stage.
         """
         self._begin_writing(progress)
-        yield from self._again(past, progress)
+        yield from self._replayer.again(past, progress)
 
     def revert_cost(self, edit_id: str) -> dict[str, float]:
         """What `revert` would take: edits to write again, and seconds as they took before."""
-        later, request = self._from_first(edit_id)
-        return replay_cost(self.ledger, later, request.id)
+        return self._replayer.cost(edit_id)
 
     def abandon_replay(self) -> None:
         """Give up what an interrupted revert has still to edit again; the model stays as it is."""
         self._journal.begin_writing(self._closing)
-        replay = self.pending_replay()
-        if replay is not None:
-            body = {"reverted": replay.reverted, "abandoned": [list(ids) for ids in replay.left]}
-            self._journal.save("revert", {**body, "undone": []}, self._journal.checked_hash())
+        self._replayer.abandon()
+
+    # ------------------------------------------------------------------ writing elsewhere
+
+    def export(self, form: str, path: str | Path, *, force: bool = False) -> ExportReport:
+        """Write the edited model in a format that others load, load it back and compare its logits.
+
+        Args:
+            form: "hf", "delta", "lora", "gguf", or another of `nmke.export.exporters`.
+            path: File or folder to make.
+            force: Replace an earlier export that stands there.
+
+        Returns:
+            Where it stands, how far its logits are from the session's, and the line that loads it.
+
+        Raises:
+            ConfigError: If there is no such format.
+            ExportError: If it cannot be written, or does not reproduce the session's logits.
+            NumericsError: If a weight is not finite.
+        """
+        from nmke.export import exporters
+
+        return exporters.get(form)(self, Path(path), force=force)
 
     # ------------------------------------------------------------------ inside
 
@@ -370,31 +390,9 @@ class EditSession:
         self.model.model.eval()  # someone may have trained with it: dropout would edit another model each time
         self._journal.begin_writing(self._closing)
         if self.pending_replay() is not None:
-            self._finish_replay(progress)
+            self._replayer.finish(progress)
 
     def _write(self, requests: Sequence[EditRequest], config: EditConfig, progress: Progress) -> BatchReport:
         report = self._writer.write(requests, config, progress)
         self._writer.act_on_health(report, config)
         return report
-
-    def _finish_replay(self, progress: Progress) -> list[BatchReport]:
-        """Edit again what a revert took back with its edit; health is recorded, its limits stop nothing."""
-        past = unfinished(self.ledger)
-        with progress.task("editing the rest again", total=len(past)) as task:
-            reports = []
-            for report in self._again(past, progress):
-                reports.append(report)
-                task.advance()
-        return reports
-
-    def _again(self, past: Sequence[PastBatch], progress: Progress) -> Iterator[BatchReport]:
-        for batch in past:
-            yield self._writer.write(batch.requests, resolve(batch.config, self.model), progress)
-
-    def _from_first(self, edit_id: str) -> tuple[list[int], EditRequest]:
-        """The active batches from the first one that holds this edit, and its request."""
-        _, request = self.find(edit_id)
-        places = self.ledger.edits.places(request.id)
-        first = next((place for place in places if place.status != "known"), places[0])
-        active = self.ledger.active()
-        return active[active.index(first.seq) :], request

@@ -11,8 +11,7 @@ from tests.tiers import sampled
 from tests.tiny import tiny_gpt2, tiny_llama
 
 from nmke.cli.main import run
-from nmke.errors import ExportError, NumericsError
-from nmke.export import exporters
+from nmke.errors import ConfigError, ExportError, NumericsError
 from nmke.export.base import last_logits
 from nmke.export.delta import FILE, apply_delta, export_delta, read_delta
 from nmke.models.cache import weights_fingerprint
@@ -45,6 +44,16 @@ def rewritten(delta, folder, change, **metadata):
     return folder
 
 
+def test_the_session_exports_by_the_formats_name(session, tmp_path):
+    first = session.export("delta", str(tmp_path / "out"))
+    assert first.path == tmp_path / "out" and read_delta(first.path)
+    with pytest.raises(ExportError):
+        session.export("delta", tmp_path / "out")
+    assert session.export("delta", tmp_path / "out", force=True) == first
+    with pytest.raises(ConfigError, match="did you mean 'delta'"):
+        session.export("delt", tmp_path / "other")
+
+
 TYPES = itertools.product((tiny_llama, tiny_gpt2), ("float32", "bfloat16"))
 
 
@@ -55,7 +64,7 @@ def test_delta_on_the_base_is_the_session_bit_for_bit(tmp_path, builder, dtype):
     source = tiny_base(tmp_path / "base", builder)
     with tiny_run(tmp_path, source, dtype=dtype) as session:
         before = weights_fingerprint(session.model.model)
-        report = exporters.get("delta")(session, tmp_path / "out")
+        report = session.export("delta", tmp_path / "out")
         assert weights_fingerprint(session.model.model) == before
         assert (report.content_hash, report.largest_difference) == (session.content_hash, 0.0)
         applied = apply_delta(tmp_path / "out", str(source), device="cpu")

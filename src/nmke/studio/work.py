@@ -154,14 +154,13 @@ def _prepare(studio: Studio, job: Job) -> dict[str, Any]:
 
 def _export(studio: Studio, job: Job) -> dict[str, Any]:
     from nmke.cli.export import agreement
-    from nmke.export import exporters
 
     form, name = job.payload["format"], job.payload["name"]
     target = studio.export_path(form, name)
     target.parent.mkdir(exist_ok=True)
     progress = JobProgress(job)
     with studio.gate.turn(patient=True), progress.task(f"writing and checking {name}", 1) as task:
-        report = exporters.get(form)(studio.session, target, force=True)
+        report = studio.session.export(form, target, force=True)
         task.running.done = 1
     return {
         "format": form,
