@@ -269,6 +269,20 @@ def _silencing() -> str:
     return _table(("model", "layer", "silenced", "CounterFact locality", "ZsRE locality", "perplexity"), rows)
 
 
+def _elsewhere() -> str:
+    """What streams of edits did to general ability, task by task."""
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for stream, methods in _record("research_ability")["streams"].items():
+        for method, cell in methods.items():
+            for task, found in cell["tasks"].items():
+                apart = found.get("reference_minus_this")
+                scores = (_interval(found["before"]), _interval(found["after"]), _difference(found["change"]))
+                row = (f"`{task}`", f"`{method}`", *scores, _difference(apart) if apart else "-")
+                rows.setdefault(f"{stream}, {cell['edits']} edits", []).append(row)
+    header = ("task", "method", "unedited", "edited", "change", "`nmke` minus this")
+    return _tables(header, {stream: sorted(each) for stream, each in rows.items()})
+
+
 def _stream_points() -> Iterator[tuple[str, tuple[str, str], dict[str, Any]]]:
     """Every checkpoint of the record: the stream, edits and method, what was found."""
     found = [
@@ -450,6 +464,7 @@ TABLES = {
     "paired": _paired,
     "silencing": _silencing,
     "quick": _quick,
+    "elsewhere": _elsewhere,
     "leaderboard": _leaderboard,
     "leaderboard-paired": _board_paired,
     "compatibility": _compatibility,

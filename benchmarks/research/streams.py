@@ -47,6 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nmke-linear, random masks": {"method": "nmke-linear", "mask": "random"},
     "alphaedit": {"method": "alphaedit"},
     "alphaedit, lambda 1": {"method": "alphaedit", "l2": 1.0},
+    "alphaedit, lambda 100": {"method": "alphaedit", "l2": 100.0},
 }
 CHECKPOINTS = (100, 300, 500, 1_000, 2_000)
 NEIGHBOURS, HELD_OUT_TOKENS = 3, 4_096
