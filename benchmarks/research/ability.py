@@ -15,7 +15,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from streams import DATA, FOLDER, METHODS, REFERENCE, edited_so_far, run_label
+from streams import FOLDER, METHODS, REFERENCE, add_setup, edited_so_far, run_label
 
 from nmke.evaluation.ability import AbilityScores, ability_tasks
 from nmke.evaluation.metrics import paired_difference
@@ -60,10 +60,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="+", choices=METHODS, metavar="NAME", help=", ".join(METHODS))
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--data", choices=DATA, default="counterfact")
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    add_setup(parser)
     parser.add_argument("--limit", type=int, default=400, help="questions of each task")
     parser.add_argument("--tasks", nargs="+", choices=ability_tasks.names(), default=TASKS)
     asked = parser.parse_args()

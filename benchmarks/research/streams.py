@@ -90,6 +90,14 @@ def stream(name: str, asked: argparse.Namespace, known: KnownTargets) -> None:
             keep_point(path, cell, session, requests, asked.score)
 
 
+def add_setup(parser: argparse.ArgumentParser) -> None:
+    """The options that tell one stream from another, and with a method's name one run from another."""
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", choices=DATA, default="counterfact")
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+
+
 def run_label(name: str, asked: argparse.Namespace) -> str:
     """Name of a cell's run and of its scores."""
     return (
@@ -198,12 +206,9 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", choices=[*METHODS, []], metavar="NAME", help=f"{', '.join(METHODS)}"
     )
-    parser.add_argument("--data", choices=DATA, default="counterfact")
+    add_setup(parser)
     parser.add_argument("--edits", type=int, default=1_000)
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--score", type=int, default=100, help="facts that are scored at a checkpoint")
-    parser.add_argument("--model", default="smollm2-135m")
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(METHODS):
         parser.error(f"{', '.join(sorted(unknown))}: not one of {'; '.join(METHODS)}")

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from nmke.bench.record import CellRecord, Checkpoint, Time
 from nmke.evaluation.protocols import PROTOCOLS
 
-MEAN = (
-    "mean"  # of a protocol's own metrics, fact by fact: what is won in one by losing in another cancels here
-)
+# Of a protocol's own metrics, fact by fact: what is won in one by losing in another cancels here.
+MEAN = "mean"
 
 
 @dataclass(frozen=True)

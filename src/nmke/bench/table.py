@@ -213,17 +213,9 @@ def markdown(table: Table) -> str:
         tasks = list(dict.fromkeys(name for row in rows for name in row.tasks))
         names = ["method", *(SHORT.get(metric, metric) for metric in table.metrics), *tasks, *COLUMNS]
         lines = [_line(names), _line(["---"] + ["---:"] * (len(names) - 1))]
-        lines += [
-            _line(
-                [
-                    f"`{row.label}`",
-                    *score_cells(row, table.metrics),
-                    *task_cells(row, tasks),
-                    *number_cells(row),
-                ]
-            )
-            for row in rows
-        ]
+        for row in rows:
+            scores = score_cells(row, table.metrics)
+            lines.append(_line([f"`{row.label}`", *scores, *task_cells(row, tasks), *number_cells(row)]))
         parts.append("\n".join([said, "", *lines]))
     parts += [f"Not in the table: {'; '.join(table.missing)}."] if table.missing else []
     return "\n\n".join(parts) + "\n"
