@@ -68,7 +68,7 @@ class EditConfig(BaseModel, frozen=True, extra="forbid"):
     )
     context_tokens: PositiveInt = Field(10, description="Length of each self-written context, tokens.")
     token_budget: PositiveInt = Field(
-        192, description="Tokens optimised at once: bounds memory, and edits of like length share a group."
+        384, description="Tokens optimised at once: bounds memory, and edits of like length share a group."
     )
 
     products: Literal["auto", "float32", "bfloat16"] = Field(

@@ -91,13 +91,16 @@ class Group:
         return {name: statistics.fmean(values) for name, values in found.items()}
 
 
+BESIDE = ("seed", "token_budget")  # what cells of a group may differ in: chance, and how work is cut up
+
+
 def grouped(cells: Iterable[CellRecord]) -> list[Group]:
     """Groups in the order in which their first cells come."""
     found: dict[tuple[object, ...], list[CellRecord]] = {}
     for cell in cells:
         identity = cell.identity
         stream = {**identity.stream.model_dump(exclude={"ids", "facts_hash"}), "n": len(identity.stream.ids)}
-        settings = {name: value for name, value in identity.settings.items() if name != "seed"}
+        settings = {name: value for name, value in identity.settings.items() if name not in BESIDE}
         model = identity.model.fingerprint
         key = (identity.label, identity.batch_size, model, repr(stream), repr(settings))
         found.setdefault(key, []).append(cell)

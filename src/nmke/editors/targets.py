@@ -91,9 +91,9 @@ class EditRows:
     kl_column: int
 
     @property
-    def tail(self) -> int:
-        """Tokens of the longest tail."""
-        return max(len(ids) - anchor for ids, anchor in zip(self.ids, self.anchors, strict=True))
+    def tokens(self) -> int:
+        """Tokens of all tails: those that are run again at every step."""
+        return sum(len(ids) - anchor for ids, anchor in zip(self.ids, self.anchors, strict=True))
 
 
 def edit_rows(
@@ -163,7 +163,7 @@ def optimise_targets(
     """
     begun = time.perf_counter()
     rows = _rows(model, requests, contexts, held)
-    groups = length_buckets([len(r.ids) * r.tail for r in rows], config.token_budget)
+    groups = length_buckets([r.tokens for r in rows], config.token_budget)
     named = [[(index, rows[index], requests[index].id) for index in group] for group in groups]
     found: dict[int, Optimised] = {}
     with progress.task("target values", total=len(requests)) as task:

@@ -59,6 +59,7 @@ class EditableModel:
         dtype: Type of the parameters.
         device: Where the input goes.
         replayable: Whether `nmke.models.replay` reproduces it; None until tried.
+        packable: Whether it does so without padding; None until tried.
         half_products: Whether its blocks run on copies that multiply in bfloat16; None until tried.
         unedited: MLP matrices as loaded, of those that were edited since; kept by `WeightsState`.
         revision: Hub revision it was read from, if one was asked for.
@@ -78,6 +79,7 @@ class EditableModel:
     dtype: torch.dtype
     device: torch.device
     replayable: bool | None = None
+    packable: bool | None = None
     half_products: bool | None = None
     unedited: dict[MatrixPlace, torch.Tensor] = field(default_factory=dict, repr=False)
     revision: str | None = None

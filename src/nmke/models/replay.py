@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 
 from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
+from nmke.models.packed import Packing, UnpackableError, attention_configs
 from nmke.models.prefix import (
     AnchoredRows,
     FrozenPrefixLayer,
@@ -204,7 +205,8 @@ class TailReplay:
         site: Where it is added: the block's output or the down-projection's output.
         layout: Blocks to replay in place of the model's own, such as those of `with_half_products`.
 
-    The anchor stands in column 0 of the tail. `anchors` holds what stood at each site before any delta.
+    The anchor stands in column 0 of the tail. `anchors` holds what stood at each site before any delta. The tails
+    run packed, see `nmke.models.packed`, where the model's blocks can.
     """
 
     def __init__(
@@ -219,6 +221,7 @@ class TailReplay:
         self._layout = layout or model.layout
         self._prefix = prefix_states(model, rows)
         self._record()
+        self._packed = None if model.packable is False else _PackedTail.of(self._replay, rows, self._prefix)
 
     def _record(self) -> None:
         model, rows = self.model, self.rows
@@ -237,14 +240,20 @@ class TailReplay:
 
     def run(self, deltas: Mapping[int, Tensor]) -> Tensor:
         """See `Replay.run`."""
-        hidden, device = self._replay.hidden, self.model.device  # a spread model's last layer is elsewhere
-        if self.site == "block":
-            return self._replay.run(_add_at_first(hidden, deltas[self.layers[0]])).to(device)
+        replay, add = self._replay, _add_at_first  # of padded rows
         with ExitStack() as stack:
-            for layer, delta in deltas.items():
-                module = self._layout.layers[layer].down_proj
-                stack.enter_context(replace_output(module, partial(_add_at_first, delta=delta)))
-            return self._replay.run(hidden).to(device)
+            if self._packed is not None:
+                replay, add = self._packed.replay, self._packed.packing.at_anchors
+                stack.enter_context(self._packed.packing.attention(self._packed.configs))
+            hidden = replay.hidden
+            if self.site == "block":
+                hidden = add(hidden, deltas[self.layers[0]])
+            else:
+                for layer, delta in deltas.items():
+                    module = self._layout.layers[layer].down_proj
+                    stack.enter_context(replace_output(module, partial(add, delta=delta)))
+            found = replay.run(hidden).to(self.model.device)  # a spread model's last layer is elsewhere
+        return found if self._packed is None else self._packed.packing.unpack(found)
 
     def select(self, rows: Sequence[int]) -> TailReplay:
         """See `Replay.select`."""
@@ -260,7 +269,35 @@ class TailReplay:
             part._record()
         else:
             part._replay, part.anchors = replay, {i: a[index] for i, a in self.anchors.items()}
+        part._packed = None if self._packed is None else _PackedTail.of(part._replay, part.rows, part._prefix)
         return part
+
+
+@dataclass(frozen=True)
+class _PackedTail:
+    """The same replay without padding.
+
+    Args:
+        packing: Where the tokens stand.
+        replay: Blocks and their calls for [1, tokens, d_model].
+        configs: Of the blocks' attention.
+    """
+
+    packing: Packing
+    replay: BlockReplay
+    configs: list[Any]
+
+    @classmethod
+    def of(cls, replay: BlockReplay, rows: AnchoredRows, prefix: States) -> _PackedTail | None:
+        """None where the blocks cannot run packed."""
+        packing = Packing(rows.tail_lengths, prefix, replay.first, replay.hidden.device)
+        configs = attention_configs([parts.block for parts in replay.layout.layers[replay.first :]])
+        try:
+            with packing.attention(configs):
+                calls = packing.calls(replay.calls)
+        except UnpackableError:
+            return None
+        return cls(packing, replace(replay, hidden=packing.pack(replay.hidden), calls=calls), configs)
 
 
 def _frozen(states: States) -> Cache | None:
@@ -325,7 +362,11 @@ def open_replay(
 def replay_is_exact(model: EditableModel) -> bool:
     """Whether replaying the tail gives this model's own hidden states; tried once per model."""
     if model.replayable is None:
-        model.replayable = replay_agrees(model, 1e-3 if model.dtype == torch.float32 else 5e-2)
+        tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+        model.packable = None
+        model.packable = model.replayable = replay_agrees(model, tolerance)
+        if not model.replayable:  # perhaps with padding
+            model.replayable = replay_agrees(model, tolerance)
     return model.replayable
 
 
