@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from nmke.editors.scored_prompts import scored_prompts
 from nmke.editors.targets import edit_rows, optimise_targets
 from nmke.models.load import EditableModel
 from nmke.models.norms import FrozenNorm
+from nmke.models.replay import replay_is_exact
 from nmke.models.weights import DownProjection, written_matrix
 from nmke.stats.covariance import LARGEST_EXACT, KeyCovariance, LayerStats
 from nmke.stats.store import BATCH_WINDOWS, WINDOW, add_windows
@@ -61,8 +63,10 @@ class Subject:
         """NMKE with the number of steps fixed: nothing stops early on random weights."""
         base = {
             "method": "nmke-linear", "layers": self.shape.edited, "steps": self.steps, "stop_loss": 0.0,
-            "token_budget": 192 if self.device.type == "cpu" else 16_384, "covariance_rank": self.rank,
+            "covariance_rank": self.rank,
         }  # fmt: skip
+        if self.device.type == "cuda":
+            base["token_budget"] = 16_384
         config = EditConfig.create(**{**base, **changes})
         return methods.get(config.method).fill(config)
 
@@ -115,26 +119,46 @@ def statistics(subject: Subject) -> Iterator[Stage]:
 
 
 def targets(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
-    """Target values: forward and backward of the tail through the blocks behind the first edit, step by step."""
+    """Target values: forward and backward of the tail through the blocks behind the first edit, step by step.
+
+    Small batches once more with padded tails, the slow twin.
+    """
     shape, model, config = subject.shape, subject.model, subject.config()
     for batch in batches:
         asked = requests(batch)
         rows = [edit_rows(model, request, CONTEXTS) for request in asked]
-        tokens = sum(len(ids) - anchor for r in rows for ids, anchor in zip(r.ids, r.anchors, strict=True))
+        tokens = sum(each.tokens for each in rows)
         reads = sum(len(r.reads) + 1 for r in rows)
         blocks = shape.layers - shape.edited[0]
         forward = 2 * (tokens * shape.block_parameters * blocks + reads * shape.d_model * shape.d_vocab)
         weights = shape.block_parameters * blocks + shape.d_model * shape.d_vocab
         size = torch.finfo(model.dtype).bits // 8
-        found = stage(
-            "target values",
-            lambda asked=asked: optimise_targets(model, asked, CONTEXTS, shape.edited, "down_proj", config),
-            subject.device, operations=2 * subject.steps * forward, bytes=2 * subject.steps * size * weights,
-            dtype=_product_type(model), repeats=subject.repeats if batch < 32 else 1, warm=int(batch < 32),
-            setting={"batch": batch, "steps": subject.steps, "tail tokens": tokens},
-        )  # fmt: skip
-        found.detail["seconds_per_edit"] = found.seconds / batch
-        yield found
+        small = batch < 32
+        for name, packable in (("target values", True), ("target values, padded", False))[: 1 + small]:
+            with _packing(model, packable):
+                found = stage(
+                    name,
+                    lambda asked=asked: optimise_targets(
+                        model, asked, CONTEXTS, shape.edited, "down_proj", config
+                    ),
+                    subject.device, operations=2 * subject.steps * forward,
+                    bytes=2 * subject.steps * size * weights,
+                    dtype=_product_type(model), repeats=subject.repeats if small else 1, warm=int(small),
+                    setting={"batch": batch, "steps": subject.steps, "tail tokens": tokens},
+                )  # fmt: skip
+            found.detail["seconds_per_edit"] = found.seconds / batch
+            yield found
+
+
+@contextmanager
+def _packing(model: EditableModel, wanted: bool) -> Iterator[None]:
+    """Whether tails may run packed."""
+    assert replay_is_exact(model) and model.packable
+    model.packable = wanted
+    try:
+        yield
+    finally:
+        model.packable = True
 
 
 def _product_type(model: EditableModel) -> torch.dtype:

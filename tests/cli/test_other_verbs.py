@@ -19,7 +19,8 @@ def test_doctor_describes_model_and_installation(nmke: Nmke, source: Path) -> No
     assert "can be edited" in nmke("doctor", source).out
     here = nmke("doctor", "--json").json
     assert here["versions"]["nmke"] and "smollm2-135m" in here["builtin_models"]
-    assert "versions" in nmke("doctor").out
+    shown = nmke("doctor").out
+    assert "versions" in shown and "nmke (default): every fact" in shown
 
 
 def test_prepare_and_doctor_cover_all_that_the_method_needs(

@@ -25,7 +25,7 @@ from nmke.types import EditRequest
 
 SETTINGS = {
     "layers": "1,2", "batch-size": "4", "steps": "3", "lr": "2", "clamp": "8", "context-tokens": "3",
-    "corpus": "corpus.txt", "corpus-tokens": "7000", "token-budget": "48", "health-every": "1",
+    "corpus": "corpus.txt", "corpus-tokens": "7000", "token-budget": "12", "health-every": "1",
     "method": "nmke-linear", "mask-scope": "batch", "attribution": "lps", "covariance-weight": "0.1", "l2": "0.1",
     "on-collapse": "continue", "temperature": "1",
 }  # fmt: skip

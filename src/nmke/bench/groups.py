@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nmke.bench.plan import CUT_UP
 from nmke.bench.record import CellRecord, Checkpoint, Time
 from nmke.evaluation.protocols import PROTOCOLS
 
@@ -91,16 +92,13 @@ class Group:
         return {name: statistics.fmean(values) for name, values in found.items()}
 
 
-BESIDE = ("seed", "token_budget")  # what cells of a group may differ in: chance, and how work is cut up
-
-
 def grouped(cells: Iterable[CellRecord]) -> list[Group]:
     """Groups in the order in which their first cells come."""
     found: dict[tuple[object, ...], list[CellRecord]] = {}
     for cell in cells:
         identity = cell.identity
         stream = {**identity.stream.model_dump(exclude={"ids", "facts_hash"}), "n": len(identity.stream.ids)}
-        settings = {name: value for name, value in identity.settings.items() if name not in BESIDE}
+        settings = {name: value for name, value in identity.settings.items() if name not in ("seed", *CUT_UP)}
         model = identity.model.fingerprint
         key = (identity.label, identity.batch_size, model, repr(stream), repr(settings))
         found.setdefault(key, []).append(cell)

@@ -24,6 +24,7 @@ from nmke.evaluation.protocols import PROTOCOLS
 _SPAN = re.compile(r"\s*(\d*)\s*:\s*(\d*)\s*")
 # The plan's own axes, which settings must not set a second time.
 _AXES = ("method", "batch_size", "seed")
+CUT_UP = ("token_budget",)  # settings that move numbers by rounding alone: cells may differ in them
 
 
 class Plan(BaseModel):
@@ -173,11 +174,11 @@ class Cell:
         return json.dumps(content, sort_keys=True)
 
     def _settings(self) -> dict[str, Any]:
-        """All settings, the method's defaults among them: if these change, it is another cell."""
+        """All settings that could change a number, the method's defaults among them."""
         config = self.config
         if self.variant.method != UNEDITED:
             config = with_defaults(config)
-        return config.model_dump(mode="json")
+        return config.model_dump(mode="json", exclude={*CUT_UP})
 
 
 def parse_span(text: str) -> tuple[int, int | None]:

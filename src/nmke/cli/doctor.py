@@ -225,6 +225,12 @@ def statistics_text(found: Mapping[str, Any]) -> str:
 
 
 def _print_choices(found: dict[str, Any]) -> None:
-    fact("methods", "\n".join(f"{name}: {summary}" for name, summary in found["methods"].items()))
+    from nmke.config import EditConfig
+
+    default = EditConfig.create().method
+    named = {
+        f"{name} (default)" if name == default else name: line for name, line in found["methods"].items()
+    }
+    fact("methods", "\n".join(f"{name}: {summary}" for name, summary in named.items()))
     fact("masks", ", ".join(found["masks"]))
     fact("neurons", f"scored by {', '.join(found['attributions'])} (--attribution)")
