@@ -33,6 +33,7 @@ from nmke.models.replay import replay_is_exact
 from nmke.models.weights import DownProjection, written_matrix
 from nmke.stats.covariance import LARGEST_EXACT, KeyCovariance, LayerStats
 from nmke.stats.store import BATCH_WINDOWS, WINDOW, add_windows
+from nmke.types import EditRequest
 from speed import literal
 from speed.floors import Stage, stage
 from speed.models import CONTEXTS, Shape, requests
@@ -172,9 +173,8 @@ def keys(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
     shape, model = subject.shape, subject.model
     for batch in batches:
         asked = requests(batch)
-        prompts = [edit_rows(model, request, ("",)).anchors[0] + 1 for request in asked]
         heads = sum(len(model.encoder.encode(c)) for c in CONTEXTS if c)
-        tokens = heads + sum(len(CONTEXTS) * count for count in prompts)
+        tokens = heads + sum(_prompt_tokens(model, request) for request in asked)
 
         def run(asked: Any = asked) -> None:
             found = KeyPass(model, asked, CONTEXTS, shape.edited)
@@ -187,6 +187,12 @@ def keys(subject: Subject, batches: Sequence[int]) -> Iterator[Stage]:
             bytes=shape.block_parameters * blocks * torch.finfo(model.dtype).bits // 8,
             repeats=subject.repeats, setting={"batch": batch, "tokens": tokens},
         )  # fmt: skip
+
+
+def _prompt_tokens(model: EditableModel, request: EditRequest) -> int:
+    """Up to the subject's end, in every context that is used."""
+    used = len(edit_rows(model, request, CONTEXTS).ids) - 1  # the last row asks for the KL
+    return used * len(model.encoder.encode(request.text[: request.subject_end]))
 
 
 def attribution(subject: Subject, batches: Sequence[int], with_literal: bool = True) -> Iterator[Stage]:

@@ -72,6 +72,7 @@ def test_the_table_is_for_people_for_documents_and_for_programs(nmke: Nmke, fini
     assert "counterfact, tiny, 3 edits, batches of 10" in shown.out
     assert "teacher_forced/1, after the last edit; seed 0; 95 % intervals over facts" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
+    assert "[mask=random]" in shown.out, "names are not broken"
     assert "| `memit` | 0.167 [" in nmke("bench", "table", finished, "--markdown").out
     made = nmke("bench", "table", finished, "--json", "--time", "after_batch").json
     assert (made["schema"], made["time"], len(made["rows"])) == ("nmke.bench_table/1", "after_batch", 2)

@@ -26,13 +26,14 @@ def print_table(table: Table) -> None:
             (
                 _name(row),
                 *(_estimate(row, metric, interval=metric != MEAN) for metric in table.metrics),
-                f"{number(row.perplexity, '.2f', 'inf')}\n{number(row.kl, '.3f', 'inf')}",
+                f"{_perplexity(row.perplexity)}\n{number(row.kl, '.3f', 'inf')}",
                 number(row.drift, ".3f"),
                 number(row.seconds_per_edit, ".1f"),
             )
             for row in rows
         ]
         made = make_table(("method", *right), cells, right=right)
+        made.padding = (0, 1, 0, 0)  # so that the longest name fits beside its numbers in 80 columns
         made.title, made.title_justify, made.title_style = heading, "left", "bold"
         stdout().print(made)
         seeds = ", ".join(map(str, rows[0].seeds))
@@ -69,7 +70,14 @@ def print_methods(found: Sequence[Mapping[str, Any]]) -> None:
 
 def _name(row: Row) -> str:
     label = row.label.replace("[", "\n[", 1)
-    return label if row.status == "done" else f"{label} ({row.status})"
+    return label if row.status == "done" else f"{label}\n({row.status})"
+
+
+def _perplexity(value: float | None) -> str:
+    """In at most six places: what is far from the model's own needs no decimals."""
+    if value is None:
+        return "inf"
+    return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.0e}"
 
 
 def _estimate(row: Row, metric: str, *, interval: bool) -> str:
