@@ -32,8 +32,8 @@ def main() -> None:
             made.tokenizer.save_pretrained(folder)
             model = load_model(folder)
             config = EditConfig.create(steps=8, stop_loss=0.0, lr=0.2, layers=LAYERS, token_budget=GROUP)
-            few, all_of_them = requests(4), requests(48)
-            optimise_targets(model, few, CONTEXTS, LAYERS, "down_proj", config)  # the others load the model
+            some, all_of_them = requests(24), requests(48)
+            optimise_targets(model, some, CONTEXTS, LAYERS, "down_proj", config)  # the others load the model
             begun = time.perf_counter()
             optimise_targets(model, all_of_them, CONTEXTS, LAYERS, "down_proj", config)
             print(time.perf_counter() - begun)
