@@ -77,6 +77,8 @@ check-docs: $(STAMP)
 bench: $(STAMP)  ## Measure speed, quality, stages against their floors and the self-written corpus.
 	$(VENV)/bin/python benchmarks/stages.py
 	$(VENV)/bin/python benchmarks/roofline.py
+	$(VENV)/bin/python benchmarks/packed_tails.py
+	$(VENV)/bin/python benchmarks/ranks.py
 	$(VENV)/bin/python benchmarks/speed_quality.py
 	$(VENV)/bin/python benchmarks/corpus.py
 

@@ -92,7 +92,9 @@ def main() -> None:
         for method in LAYER:
             rows.append({"data": name, **compare(model, facts, contexts, method, asked.repeats)})
             print(rows[-1], flush=True)
-            written = write_record("packed_tails", {"model": asked.model, "threads": asked.threads, "rows": rows})
+            written = write_record(
+                "packed_tails", {"model": asked.model, "threads": asked.threads, "rows": rows}
+            )
     print(written)
 
 

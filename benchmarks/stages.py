@@ -9,8 +9,6 @@ fails leaves its error in the record and the rest goes on. `--full` goes to batc
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,24 +87,6 @@ def measure(
     return record
 
 
-def over_ranks(record: Record, sizes: tuple[int, ...]) -> None:
-    """Seconds of the same target values by one process and by several, started as users start them."""
-    found = []
-    for size in sizes:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
-        done = subprocess.run(
-            [*command, str(Path(__file__).parent / "speed" / "rank_times.py")],
-            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        if done.returncode:
-            record.errors[f"{size} ranks"] = done.stderr.strip()[-500:]
-        else:
-            found.append({"ranks": size, "seconds": float(done.stdout.split()[-1])})
-            print(found[-1], flush=True)
-        record.about["over_ranks"] = found
-        record.write()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2")
@@ -114,7 +94,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     record = measure(asked.shape, f"stages_{asked.shape}", full=asked.full, repeats=asked.repeats)
-    over_ranks(record, (1, 2))
     print(record.write())
 
 
