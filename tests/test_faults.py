@@ -179,7 +179,7 @@ def test_a_batch_that_does_not_fit_names_a_smaller_one(error, where, store, tmp_
                 session.edit_batch(FACTS[:2])
         said = str(caught.value)
         assert caught.value.exit_code == 5
-        assert "--batch-size 1 (now 2), --token-budget 96 (now 192), fewer --layers (now 2)" in said
+        assert "--batch-size 1 (now 2), --token-budget 192 (now 384), fewer --layers (now 2)" in said
         assert runs.bits(session.model) == before and session.log() == []
         session.edit_batch(FACTS[:1])
         session.verify()

@@ -44,7 +44,8 @@ def apart(model, session):
         return logits_apart(last_logits(model, PROMPTS), last_logits(session.model, PROMPTS))
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-5), ("bfloat16", 0.06)])
+# 0.0625 is the last place of a bfloat16 logit of 8 to 16
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-5), ("bfloat16", 0.07)])
 @pytest.mark.parametrize("builder", [tiny_llama, tiny_gpt2])
 def test_peft_gives_the_sessions_logits(tmp_path, builder, dtype, limit):
     source = tiny_base(tmp_path / "base", builder)
