@@ -133,7 +133,7 @@ def test_integrated_gradients_are_the_sum_over_scaled_coefficients(model):
     for k in range(1, points + 1):
         point = (full * k / points).requires_grad_()
         expected += full / points * torch.autograd.grad(probability(point), point)[0]
-    found = integrated_gradients(model, [prompt], token, [layer], points)[layer]
+    found = integrated_gradients(model, [prompt], [token], [layer], points)[layer]
     torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=1e-12)
 
 
@@ -164,6 +164,17 @@ def test_knowledge_neurons_values_lose_the_old_answer_and_gain_the_new(model):
         torch.testing.assert_close(columns, expected, rtol=1e-5, atol=1e-6)
         touched += int(update.columns.sum())
     assert 0 < touched < 64
+
+
+@pytest.mark.parametrize("builder", [tiny.tiny_llama, tiny.tiny_gpt2])
+def test_knowledge_neurons_of_a_fact_do_not_depend_on_what_is_edited_with_it(builder):
+    model = exact(builder, **{"n_layer" if builder is tiny.tiny_gpt2 else "num_hidden_layers": 4})
+    together = edit(model, "kn").updates
+    alone = [edit(model, "kn", [request]).updates for request in REQUESTS]
+    for at, update in enumerate(together):
+        assert torch.equal(update.right, torch.cat([updates[at].right for updates in alone]))
+        assert torch.equal(update.left, torch.cat([updates[at].left for updates in alone], dim=1))
+    assert len({tuple(update.right.flatten().tolist()) for update in together}) > 1
 
 
 def test_running_statistics_are_those_of_all_rows_together():

@@ -1,5 +1,7 @@
 """What trained methods share: losses, hooks, and that the model is left alone."""
 
+from functools import partial
+
 import pytest
 import torch
 from tests import tiny
@@ -8,17 +10,10 @@ from tests.exact import exact
 from torch import Tensor
 
 from nmke.config import EditConfig
-from nmke.editors.training import (
-    added_to_output,
-    answer_log_probabilities,
-    answer_rows,
-    at_answers,
-    edit_losses,
-    fit,
-    only_at_answers,
-)
+from nmke.editors.training import AnswerTails, added_to_output, answer_rows, edit_losses, fit
 from nmke.errors import NumericsError, RequestError
 from nmke.models.load import EditableModel
+from nmke.models.replay import in_rows
 from nmke.types import EditRequest
 
 
@@ -51,21 +46,34 @@ def test_prompts_that_do_not_fit_are_refused(model):
         answer_rows(model, [EditRequest("{} " + "is " * 300, "France", "Rome")])
 
 
-@pytest.mark.parametrize("builder", [tiny.tiny_llama, tiny.tiny_opt])
-def test_what_is_added_at_answers_reaches_these_tokens_only(builder):
-    model = exact(builder, num_hidden_layers=4)
+@pytest.mark.parametrize("builder", [tiny.tiny_llama, tiny.tiny_opt, tiny.tiny_gpt2, tiny.tiny_gemma3])
+@pytest.mark.parametrize("whole", [False, True])
+def test_tails_give_the_losses_and_gradients_of_whole_forward_passes(builder, whole):
+    model = exact(builder, **{"n_layer" if builder is tiny.tiny_gpt2 else "num_hidden_layers": 4})
     down = model.layout.layers[1].down_proj
-    (group,) = answer_rows(model, REQUESTS, 4096)
-    values = torch.randn(len(group.tokens), 32, dtype=torch.float64)
+    if whole:
+        model.replayable = False
     seen: list[Tensor] = []
-    down.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
-    plain = answer_log_probabilities(model, group)
-    with added_to_output({down: lambda x: only_at_answers(group, values, x)}):
-        changed = answer_log_probabilities(model, group)
-    assert not torch.allclose(plain, changed)
-    before, after = seen[0], seen[0] + only_at_answers(group, values, seen[0])
-    torch.testing.assert_close(at_answers(group, after) - at_answers(group, before), values)
-    assert int((after != before).any(dim=-1).sum()) == len(values)
+    for group in answer_rows(model, REQUESTS, 24):
+        tails = AnswerTails(model, group, 1)
+        values = (5 * torch.randn(len(group.tokens), 32, dtype=torch.float64)).requires_grad_()
+
+        def more(_module: object, args: tuple[Tensor], out: Tensor, group=group, values=values) -> Tensor:
+            seen[:] = [in_rows(args[0], len(group.edits))]
+            added = torch.zeros_like(in_rows(out, len(group.edits)))
+            return out + added.index_put((group.rows, group.columns), values).reshape(out.shape)
+
+        handle = down.register_forward_hook(more)
+        expected = edit_losses(model, group)
+        handle.remove()
+        found = tails.losses(values)
+        assert tails.edits == group.edits
+        torch.testing.assert_close(tails.inputs, seen[0][group.rows, group.columns])
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+        assert not torch.allclose(found, edit_losses(model, group), rtol=1e-3)
+        weights = torch.arange(1.0, len(found) + 1).double()
+        one, other = (torch.autograd.grad((weights * each).sum(), values)[0] for each in (found, expected))
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
 
 
 def test_fit_minimises_stops_early_and_leaves_the_model_alone(model):
@@ -75,8 +83,8 @@ def test_fit_minimises_stops_early_and_leaves_the_model_alone(model):
     steps: list[int] = []
     with added_to_output({down: lambda x: x @ delta.T}):
         ended = fit(
-            model,
             groups,
+            partial(edit_losses, model),
             torch.optim.Adam([delta], lr=0.05),
             EditConfig.create(steps=60, stop_loss=2.5),
             names,
@@ -96,8 +104,8 @@ def test_a_loss_that_is_not_finite_names_the_edit(model):
         pytest.raises(NumericsError, match=r"edit 'a': the loss is nan at step 1; lower `lr`"),
     ):
         fit(
-            model,
             answer_rows(model, REQUESTS),
+            partial(edit_losses, model),
             torch.optim.Adam([delta]),
             EditConfig.create(),
             ["a", "b", "c"],

@@ -41,8 +41,8 @@ def test_padding_takes_no_gradient_either_way(packing):
 
 def test_a_delta_is_added_at_the_first_token_of_each_row(packing):
     packed, delta = torch.zeros(1, 6, 2), torch.tensor([[1.0, 1], [2, 2], [3, 3]])
-    assert packing.at_anchors(packed, delta)[0, :, 0].tolist() == [1, 0, 2, 3, 0, 0]
-    assert packing.at_anchors(packed[0], delta)[:, 1].tolist() == [1, 0, 2, 3, 0, 0]
+    assert packing.added(packed, delta)[0, :, 0].tolist() == [1, 0, 2, 3, 0, 0]
+    assert packing.added(packed[0], delta)[:, 1].tolist() == [1, 0, 2, 3, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2), (12, 1, 3), (3, 4, 3, 3), (3, 2)])

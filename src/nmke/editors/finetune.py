@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nmke.editors.method import Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
-from nmke.editors.training import added_to_output, answer_rows, fit, trainable_type
+from nmke.editors.training import added_to_output, answer_rows, edit_losses, fit, trainable_type
 from nmke.models.weights import DownProjection
 from nmke.types import LayerUpdate
 
@@ -51,8 +52,8 @@ class FineTune:
             groups = answer_rows(model, batch.requests)
             names = [request.id for request in batch.requests]
             ended = fit(
-                model,
                 groups,
+                partial(edit_losses, model),
                 optimizer,
                 batch.config,
                 names,

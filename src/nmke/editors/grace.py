@@ -13,7 +13,7 @@ entry over. ε_init is `radius` times the norm of h, since states of different m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,17 +177,16 @@ def _train(
     index = index.to(book.values.device)
     found = book.values[index].clone().requires_grad_()
 
-    def around(_: AnswerRows) -> AbstractContextManager[None]:
-        return recalled(batch.model, layer, replace(book, values=book.values.index_copy(0, index, found)))
+    def losses(group: AnswerRows) -> Tensor:
+        values = book.values.index_copy(0, index, found)
+        with recalled(batch.model, layer, replace(book, values=values)):
+            return edit_losses(batch.model, group)
 
-    optimizer = torch.optim.Adam([found], lr=batch.config.lr)
     if not new:
-        with torch.no_grad(), around(groups[0]):
-            losses = {
-                e: float(x) for g in groups for e, x in zip(g.edits, edit_losses(batch.model, g), strict=True)
-            }
-        return book, Fit([losses[i] for i in range(len(names))], 0)
-    ended = fit(batch.model, groups, optimizer, batch.config, names, around=around)
+        with torch.no_grad():
+            known = {e: float(x) for group in groups for e, x in zip(group.edits, losses(group), strict=True)}
+        return book, Fit([known[i] for i in range(len(names))], 0)
+    ended = fit(groups, losses, torch.optim.Adam([found], lr=batch.config.lr), batch.config, names)
     return replace(book, values=book.values.index_copy(0, index, found.detach())), ended
 
 

@@ -18,17 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.attribution.base import wide
+from nmke.attribution.base import Readout, wide
+from nmke.attribution.parts import read_rows
 from nmke.editors.method import Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
 from nmke.editors.training import Fit
 from nmke.models.load import EditableModel
-from nmke.models.replay import in_rows
 from nmke.models.tokens import pad_batch
-from nmke.models.tracing import record_inputs, stop_after
-from nmke.models.weights import written_matrix
+from nmke.models.weights import DownProjection, written_matrix
 from nmke.types import EditRequest, LayerUpdate, Mask
 
+TOGETHER = 32  # facts attributed at once
 Attributions = Mapping[int, Float[Tensor, "prompts d_mlp"]]
 
 
@@ -50,23 +50,38 @@ class KnowledgeNeurons:
     write: float = 8.0
 
     def __call__(self, batch: Batch) -> BatchResult:
-        """See `Compute`; the facts are edited one by one and their updates added."""
+        """See `Compute`; each fact has neurons of its own, and the updates are added."""
         clock, model = Stopwatch(), batch.model
         lefts: list[Tensor] = []
         rights: dict[int, list[Tensor]] = {layer: [] for layer in batch.layers}
         with clock.stage("attribution"), batch.progress.task("neurons", total=len(batch.requests)) as task:
-            for request in batch.requests:
-                prompts = [model.encoder.encode(context + request.text) for context in batch.contexts]
-                old = _said(model, prompts[0])
-                chosen = self.chosen(integrated_gradients(model, prompts, old, batch.layers, self.points))
-                lefts.append(self._change(model, request, old))
-                for layer, mask in chosen.items():
-                    rights[layer].append(mask.float())
-                task.advance()
+            for start in range(0, len(batch.requests), TOGETHER):
+                requests = batch.requests[start : start + TOGETHER]
+                said = _said(model, requests)
+                for request, old, found in zip(
+                    requests, said, self._attributed(batch, requests, said), strict=True
+                ):
+                    lefts.append(self._change(model, request, old))
+                    for layer, mask in self.chosen(found).items():
+                        rights[layer].append(mask.float())
+                task.advance(len(requests))
         left = torch.stack(lefts, dim=1)  # [d_model edits]
         updates = tuple(LayerUpdate(layer, left.clone(), torch.stack(rows)) for layer, rows in rights.items())
         ended = Fit([0.0] * len(lefts), 0).as_targets()
         return BatchResult(updates, {}, ended, {}, tuple(range(len(lefts))), {}, clock.seconds)
+
+    def _attributed(
+        self, batch: Batch, requests: Sequence[EditRequest], said: Sequence[int]
+    ) -> list[Attributions]:
+        """What the neurons did for each old answer, behind every context; one entry per request."""
+        count = len(batch.contexts)
+        prompts = [
+            batch.model.encoder.encode(c + request.text) for request in requests for c in batch.contexts
+        ]
+        tokens = [old for old in said for _ in range(count)]
+        found = integrated_gradients(batch.model, prompts, tokens, batch.layers, self.points)
+        split = {layer: scores.split(count) for layer, scores in found.items()}
+        return [{layer: parts[i] for layer, parts in split.items()} for i in range(len(requests))]
 
     def chosen(self, attributions: Attributions) -> dict[int, Mask]:
         """The knowledge neurons of each layer; if none reaches the agreement, those that come closest."""
@@ -84,57 +99,46 @@ class KnowledgeNeurons:
 
 
 def integrated_gradients(
-    model: EditableModel, prompts: Sequence[Sequence[int]], token: int, layers: Sequence[int], points: int
+    model: EditableModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    layers: Sequence[int],
+    points: int,
 ) -> dict[int, Float[Tensor, "prompts d_mlp"]]:
-    """Attribution of every neuron to the probability of `token` behind each prompt.
+    """Attribution of every neuron to the probability of an answer behind each prompt.
 
     Args:
         model: The model as it is now.
         prompts: Token ids.
-        token: The answer's token.
+        tokens: The answer's token, per prompt.
         layers: Layers to attribute; the coefficients of one layer are scaled together.
         points: Points of the integral.
     """
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for prompt in prompts:
-        batch = pad_batch([list(prompt)] * points, model.encoder.pad_id, device=model.device)
-        for layer in layers:
-            found[layer].append(_attribution(model, model.inputs(batch), layer, token, points))
-    return {layer: torch.stack(rows) for layer, rows in found.items()}
+    readout = read_rows(model, prompts, layers, targets=torch.tensor(tokens, device=model.device))
+    return {layer: _attribution(readout, layer, points) for layer in layers}
 
 
-def _attribution(
-    model: EditableModel, inputs: dict[str, object], layer: int, token: int, points: int
-) -> Float[Tensor, " d_mlp"]:
-    layout = model.layout
-    scale = torch.arange(1, points + 1, device=model.device) / points
-    kept: list[Tensor] = []
-
-    def scaled(_module: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        rows = in_rows(args[0], points)
-        kept.append((rows[:, -1] * scale[:, None].to(rows)).detach().requires_grad_())
-        kept.append(rows[0, -1].detach())
-        changed = torch.cat([rows[:, :-1], kept[0][:, None]], dim=1)
-        return (changed.reshape(args[0].shape), *args[1:])
-
-    handle = layout.layers[layer].down_proj.register_forward_pre_hook(scaled)
-    try:
-        with record_inputs({"norm": layout.final_norm}) as seen, stop_after(layout.final_norm):
-            model.model(**inputs)
-    finally:
-        handle.remove()
-    hidden = in_rows(seen["norm"], points)[:, -1]
-    logits = layout.logit_map.apply(layout.unembedding(layout.final_norm(hidden)))
-    probability = torch.softmax(wide(logits), dim=1)[:, token].sum()
-    (gradient,) = torch.autograd.grad(probability, kept[0])
-    return wide(kept[1]) * wide(gradient).mean(dim=0)
+def _attribution(readout: Readout, layer: int, points: int) -> Float[Tensor, "prompts d_mlp"]:
+    values = wide(DownProjection(readout.layout.layers[layer].down_proj).read())
+    coefficients = readout.coefficients[layer]
+    written = coefficients @ values.T  # [prompts d_model]
+    total = torch.zeros_like(written)
+    for prompts in readout.rerun.buckets():
+        opened = readout.rerun.open(prompts, [layer])
+        for point in range(1, points + 1):
+            missing = ((point / points - 1) * written[prompts]).requires_grad_()
+            probability = opened.log_probs({layer: missing}).exp()
+            total[prompts] += torch.autograd.grad(probability.sum(), missing)[0]
+    return coefficients * ((total / points) @ values)
 
 
 @torch.no_grad()
-def _said(model: EditableModel, prompt: Sequence[int]) -> int:
-    """The first token of what the model answers."""
-    batch = pad_batch([list(prompt)], model.encoder.pad_id, device=model.device)
-    return int(model.model(**model.inputs(batch)).logits[0, -1].argmax())
+def _said(model: EditableModel, requests: Sequence[EditRequest]) -> list[int]:
+    """The first token of what the model answers to each."""
+    ids = [model.encoder.encode(request.text) for request in requests]
+    batch = pad_batch(ids, model.encoder.pad_id, device=model.device)
+    logits = model.model(**model.inputs(batch)).logits
+    return logits[torch.arange(len(ids), device=logits.device), batch.last_index].argmax(dim=1).tolist()
 
 
 methods.register(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nmke.editors.method import PEFT, Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
-from nmke.editors.training import answer_rows, fit
+from nmke.editors.training import answer_rows, edit_losses, fit
 from nmke.errors import ConfigError
 from nmke.models.load import EditableModel
 from nmke.types import LayerUpdate
@@ -36,7 +37,7 @@ def adapt(batch: Batch) -> BatchResult:
         for parameter in trained:
             parameter.requires_grad_()
         optimizer = torch.optim.Adam(trained, lr=config.lr)
-        ended = fit(model, answer_rows(model, batch.requests), optimizer, config, names)
+        ended = fit(answer_rows(model, batch.requests), partial(edit_losses, model), optimizer, config, names)
         updates = tuple(_update(index, layer) for index, layer in layers.items())
     owners = tuple(range(len(batch.requests)))
     return BatchResult(updates, {}, ended.as_targets(), {}, owners, {}, clock.seconds)

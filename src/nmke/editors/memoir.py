@@ -10,7 +10,7 @@ prompt), less its mean over openers. k is 0.28 of the neurons (the paper's 4096 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +21,7 @@ from nmke.editors.memory_layers import deep_layer, ordinary_inputs
 from nmke.editors.method import SIDE_MEMORY, Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
 from nmke.editors.side import SideMemory
-from nmke.editors.training import (
-    AnswerRows,
-    added_to_output,
-    answer_rows,
-    at_answers,
-    fit,
-    inputs_at_answers,
-    only_at_answers,
-    trainable_type,
-)
+from nmke.editors.training import AnswerTails, added_to_output, answer_rows, fit, trainable_type
 from nmke.models.load import EditableModel
 
 NAME, SHARE, OVERLAP, CLIP = "memoir", 0.28, 0.6, 1.0
@@ -64,21 +55,18 @@ def as_grid(marks: Int[Tensor, "tokens marks"], d_mlp: int) -> Float[Tensor, "to
 def compute(batch: Batch) -> BatchResult:
     """Train the memory's columns that the batch's answer tokens mark; see `Compute`."""
     clock, model, (layer,) = Stopwatch(), batch.model, batch.layers
-    module = model.layout.layers[layer].down_proj
     with clock.stage("keys"):
         held = _held(batch, layer)
-        groups = answer_rows(model, batch.requests)
+        groups = [AnswerTails(model, group, layer) for group in answer_rows(model, batch.requests)]
         hashing = TopHash(held["centre"], held["permutation"])
-        marks = [hashing.masks(inputs_at_answers(model, group, layer).float()) for group in groups]
+        marks = [hashing.masks(group.inputs.float()) for group in groups]
     memory = held["memory"].to(trainable_type(model)).clone().requires_grad_()  # [d_mlp d_model]
-    grids = {id(group): as_grid(own, len(memory)) for group, own in zip(groups, marks, strict=True)}
+    masked = {
+        id(group): group.inputs * as_grid(own, len(memory)) for group, own in zip(groups, marks, strict=True)
+    }
 
-    def around(group: AnswerRows) -> AbstractContextManager[None]:
-        def add(seen: Tensor) -> Tensor:
-            values = (at_answers(group, seen).to(memory.dtype) * grids[id(group)]) @ memory
-            return only_at_answers(group, values, seen)
-
-        return added_to_output({module: add})
+    def losses(group: AnswerTails) -> Tensor:
+        return group.losses(masked[id(group)] @ memory)
 
     def clip(*_: object) -> None:
         torch.nn.utils.clip_grad_norm_([memory], CLIP)
@@ -87,7 +75,7 @@ def compute(batch: Batch) -> BatchResult:
         names = [request.id for request in batch.requests]
         optimizer = torch.optim.SGD([memory], lr=batch.config.lr)
         optimizer.register_step_pre_hook(clip)
-        ended = fit(model, groups, optimizer, batch.config, names, around=around)
+        ended = fit(groups, losses, optimizer, batch.config, names)
     stored = torch.cat([held["marks"], *(own.to(torch.int32) for own in marks)])
     tensors = {**held, "memory": memory.detach().float(), "marks": stored}
     owners = tuple(range(len(batch.requests)))

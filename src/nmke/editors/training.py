@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +20,10 @@ from nmke.attribution.base import wide
 from nmke.config import EditConfig
 from nmke.editors.targets import Targets
 from nmke.errors import NumericsError, RequestError
+from nmke.models.layout import ModelLayout
 from nmke.models.load import EditableModel
-from nmke.models.replay import in_rows
+from nmke.models.prefix import AnchoredRows
+from nmke.models.replay import in_rows, open_replay
 from nmke.models.tokens import TokenBatch, length_buckets, pad_batch
 from nmke.models.tracing import first_tensor, record_inputs, stop_after, with_first_tensor
 from nmke.types import EditRequest
@@ -45,11 +47,6 @@ class AnswerRows:
     rows: Int[Tensor, " reads"]
     columns: Int[Tensor, " reads"]
     tokens: Int[Tensor, " reads"]
-
-    @property
-    def owners(self) -> Int[Tensor, " reads"]:
-        """Index in the whole batch of the request that each read belongs to."""
-        return torch.tensor(self.edits, device=self.rows.device)[self.rows]
 
 
 def answer_rows(
@@ -91,9 +88,54 @@ def answer_log_probabilities(model: EditableModel, rows: AnswerRows) -> Float[Te
     layout = model.layout
     with record_inputs({"norm": layout.final_norm}) as seen, stop_after(layout.final_norm):
         model.model(**model.inputs(rows.batch))
-    hidden = in_rows(seen["norm"], len(rows.edits))[rows.rows, rows.columns]
+    return _log_probabilities(layout, at_answers(rows, seen["norm"]), rows)
+
+
+def _log_probabilities(
+    layout: ModelLayout, hidden: Float[Tensor, "reads d_model"], rows: AnswerRows
+) -> Float[Tensor, " reads"]:
     logits = layout.logit_map.apply(layout.unembedding(layout.final_norm(hidden)))
     return torch.log_softmax(wide(logits), dim=1).gather(1, rows.tokens[:, None])[:, 0]
+
+
+class AnswerTails:
+    """Losses of the answers when one layer's down-projection writes more where they are predicted.
+
+    Nothing before a prompt's last token depends on it, and no block before the layer: both are run once, and only
+    the answers' tokens in the blocks from the layer on are run again.
+
+    Args:
+        model: Its weights must not change meanwhile.
+        rows: The prompts with their answers.
+        layer: Whose down-projection writes more.
+
+    `inputs` is what the down-projection receives at these tokens, [reads, d_mlp], float32 or wider.
+    """
+
+    def __init__(self, model: EditableModel, rows: AnswerRows, layer: int) -> None:
+        self._layout, self._rows, self._layer = model.layout, rows, layer
+        self.inputs = inputs_at_answers(model, rows, layer)
+        reads = torch.bincount(rows.rows, minlength=len(rows.edits)).tolist()
+        ids = [
+            row[real].tolist()
+            for row, real in zip(rows.batch.input_ids, rows.batch.attention_mask > 0, strict=True)
+        ]
+        anchors = tuple(len(own) - count for own, count in zip(ids, reads, strict=True))
+        self._replay = open_replay(model, AnchoredRows(tuple(map(tuple, ids)), anchors), [layer], "down_proj")
+        self._columns = rows.columns - torch.tensor(anchors, device=rows.columns.device)[rows.rows]
+        self._grid = (len(ids), max(reads))
+
+    @property
+    def edits(self) -> tuple[int, ...]:
+        """Which requests of the batch, by index."""
+        return self._rows.edits
+
+    def losses(self, values: Float[Tensor, "reads d_model"]) -> Float[Tensor, " edits"]:
+        """As `edit_losses`, with `values` written beside what the layer writes."""
+        grid = values.new_zeros(*self._grid, values.shape[1])
+        delta = grid.index_put((self._rows.rows, self._columns), values)
+        hidden = self._replay.run({self._layer: delta})[self._rows.rows, self._columns]
+        return _mean_losses(_log_probabilities(self._layout, hidden, self._rows), self._rows)
 
 
 @dataclass(frozen=True)
@@ -116,54 +158,66 @@ class Fit:
         )
 
 
+class HasEdits(Protocol):
+    """Rows of some requests."""
+
+    @property
+    def edits(self) -> tuple[int, ...]:
+        """Which requests of the batch, by index."""
+        ...
+
+
+Group = TypeVar("Group", bound=HasEdits)
+
+
 def fit(
-    model: EditableModel,
-    groups: Sequence[AnswerRows],
+    groups: Sequence[Group],
+    losses: Callable[[Group], Float[Tensor, " edits"]],
     optimizer: torch.optim.Optimizer,
     config: EditConfig,
     names: Sequence[str],
     *,
-    around: Callable[[AnswerRows], AbstractContextManager[None]] = lambda _: nullcontext(),
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Minimise the requests' mean loss over whatever `optimizer` holds.
 
     Args:
-        model: The model, with hooks in place that make its loss depend on the optimizer's tensors.
-        groups: The requests' rows.
+        groups: The requests' rows, in parts that are differentiated one after another.
+        losses: The loss of each request of a group, which depends on the optimizer's tensors.
         optimizer: Steps once per pass over all groups.
         config: `steps` at most; ends once every request's loss is below `stop_loss`.
         names: Ids of the requests, for errors.
-        around: A context for the forward pass of each group, such as hooks that need its positions.
         penalty: Added to the loss, once per pass.
         after_step: Run behind every step, such as a clamp.
 
     Raises:
         NumericsError: If a loss is not finite; names the edit.
     """
-    losses = [math.inf] * len(names)
+    last = [math.inf] * len(names)
     for step in range(1, config.steps + 1):
         optimizer.zero_grad()
         for group in groups:
-            with around(group):
-                each = edit_losses(model, group)
+            each = losses(group)
             (each.sum() / len(names)).backward()
             for edit, loss in zip(group.edits, each.tolist(), strict=True):
-                losses[edit] = loss
-        _check_losses(losses, names, step)
-        if all(loss < config.stop_loss for loss in losses):
-            return Fit(losses, step)
+                last[edit] = loss
+        _check_losses(last, names, step)
+        if all(loss < config.stop_loss for loss in last):
+            return Fit(last, step)
         if penalty is not None:
             penalty().backward()
         optimizer.step()
         after_step()
-    return Fit(losses, config.steps)
+    return Fit(last, config.steps)
 
 
 def edit_losses(model: EditableModel, rows: AnswerRows) -> Float[Tensor, " edits"]:
     """Mean negative log-probability of each request's answer tokens, nats."""
-    log_p = answer_log_probabilities(model, rows)
+    return _mean_losses(answer_log_probabilities(model, rows), rows)
+
+
+def _mean_losses(log_p: Float[Tensor, " reads"], rows: AnswerRows) -> Float[Tensor, " edits"]:
     counts = torch.bincount(rows.rows, minlength=len(rows.edits)).to(log_p)
     return torch.zeros_like(counts).index_add(0, rows.rows, -log_p) / counts
 
@@ -192,17 +246,11 @@ def at_answers(rows: AnswerRows, tensor: Tensor) -> Tensor:
     return in_rows(tensor, len(rows.edits))[rows.rows, rows.columns]
 
 
-def only_at_answers(rows: AnswerRows, values: Float[Tensor, "reads width"], seen: Tensor) -> Tensor:
-    """What a module that saw `seen` is to add: `values` where answer tokens are predicted, zeros elsewhere."""
-    tokens = in_rows(seen, len(rows.edits)).shape[:-1]
-    grid = torch.zeros(*tokens, values.shape[1], dtype=values.dtype, device=seen.device)
-    return grid.index_put((rows.rows, rows.columns), values).reshape(*seen.shape[:-1], -1)
-
-
 @torch.no_grad()
 def inputs_at_answers(model: EditableModel, rows: AnswerRows, layer: int) -> Float[Tensor, "reads d_mlp"]:
     """What the layer's down-projection receives where the answer tokens are predicted, float32 or wider."""
-    with record_inputs({"down": model.layout.layers[layer].down_proj}) as seen:
+    parts = model.layout.layers[layer]
+    with record_inputs({"down": parts.down_proj}) as seen, stop_after(parts.block):
         model.model(**model.inputs(rows.batch))
     return wide(at_answers(rows, seen["down"]))
 

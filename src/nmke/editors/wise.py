@@ -13,7 +13,7 @@ text: the openers that key statistics are gathered from. Adam in place of SGD.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +24,7 @@ from nmke.editors.memory_layers import deep_layer, ordinary_inputs
 from nmke.editors.method import SIDE_MEMORY, Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
 from nmke.editors.side import SideMemory
-from nmke.editors.training import (
-    AnswerRows,
-    added_to_output,
-    answer_rows,
-    at_answers,
-    fit,
-    inputs_at_answers,
-    only_at_answers,
-    trainable_type,
-)
+from nmke.editors.training import AnswerTails, added_to_output, answer_rows, fit, trainable_type
 from nmke.models.load import EditableModel
 from nmke.models.weights import DownProjection
 
@@ -67,8 +58,8 @@ def compute(batch: Batch) -> BatchResult:
     clock, model, config, (layer,) = Stopwatch(), batch.model, batch.config, batch.layers
     projection = DownProjection(model.layout.layers[layer].down_proj)
     with clock.stage("keys"):
-        groups = answer_rows(model, batch.requests)
-        edited = torch.cat([inputs_at_answers(model, group, layer) for group in groups])
+        groups = [AnswerTails(model, group, layer) for group in answer_rows(model, batch.requests)]
+        edited = torch.cat([group.inputs for group in groups])
         other = ordinary_inputs(model, layer)
         unit = float((other @ projection.read().to(other).T).norm(dim=1).mean())
     start, turn, threshold = _start(batch, projection)
@@ -78,12 +69,8 @@ def compute(batch: Batch) -> BatchResult:
     def side() -> Tensor:
         return start + part * change
 
-    def around(group: AnswerRows) -> AbstractContextManager[None]:
-        def add(seen: Tensor) -> Tensor:
-            values = at_answers(group, seen).to(start.dtype) @ side().T
-            return only_at_answers(group, values, seen)
-
-        return added_to_output({model.layout.layers[layer].down_proj: add})
+    def losses(group: AnswerTails) -> Tensor:
+        return group.losses(group.inputs @ side().T)
 
     margins, names = Margins(), [request.id for request in batch.requests]
 
@@ -92,7 +79,7 @@ def compute(batch: Batch) -> BatchResult:
 
     with clock.stage("training"):
         optimizer = torch.optim.Adam([change], lr=config.lr)
-        ended = fit(model, groups, optimizer, config, names, around=around, penalty=penalty)
+        ended = fit(groups, losses, optimizer, config, names, penalty=penalty)
     delta = side().detach()
     least = min(threshold, float((edited @ delta.T).norm(dim=1).min()))
     tensors = {

@@ -17,7 +17,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
@@ -73,8 +72,15 @@ class Packing:
         spread = _Spread.apply(packed[0], 0, self.fill, self.index)
         return spread.reshape(self.rows, self.width, *packed.shape[2:])
 
-    def at_anchors(self, hidden: Tensor, delta: Float[Tensor, "rows width"]) -> Tensor:
-        """What a module gives for packed rows, [1, tokens, width] or flat, with `delta` added at each anchor."""
+    def added(self, hidden: Tensor, delta: Tensor) -> Tensor:
+        """What a module gives for packed rows, [1, tokens, d_model] or flat, with `delta` added to it.
+
+        Args:
+            hidden: What it gives.
+            delta: For the anchors, [rows, d_model], or for whole tails, [rows, width, d_model].
+        """
+        if delta.ndim == 3:
+            return hidden + self.pack(delta).to(hidden).reshape(hidden.shape)
         flat = hidden.reshape(-1, hidden.shape[-1])
         return flat.index_add(0, self.starts.to(flat.device), delta.to(flat)).reshape(hidden.shape)
 

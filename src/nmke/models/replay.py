@@ -187,7 +187,12 @@ class Replay(Protocol):
     anchors: dict[int, Tensor]
 
     def run(self, deltas: Mapping[int, Tensor]) -> Tensor:
-        """Hidden states [rows, tail, d_model] before the final norm; `deltas` maps layer to [rows, d_model]."""
+        """Hidden states before the final norm, [rows, tail, d_model].
+
+        Args:
+            deltas: Per layer, what is added at the anchors, [rows, d_model], or to every token of the tails,
+                [rows, tail, d_model].
+        """
         ...
 
     def select(self, rows: Sequence[int]) -> Replay:
@@ -243,7 +248,7 @@ class TailReplay:
         replay, add = self._replay, _add_at_first  # of padded rows
         with ExitStack() as stack:
             if self._packed is not None:
-                replay, add = self._packed.replay, self._packed.packing.at_anchors
+                replay, add = self._packed.replay, self._packed.packing.added
                 stack.enter_context(self._packed.packing.attention(self._packed.configs))
             hidden = replay.hidden
             if self.site == "block":
@@ -424,6 +429,8 @@ def in_rows(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _add_at_first(hidden: Tensor, delta: Tensor) -> Tensor:
+    if delta.ndim == 3:
+        return hidden + delta.to(hidden).reshape(hidden.shape)
     grid = in_rows(hidden, len(delta))
     changed = torch.cat([(grid[:, 0] + delta.to(grid))[:, None], grid[:, 1:]], dim=1)
     return changed.reshape(hidden.shape)
@@ -432,8 +439,10 @@ def _add_at_first(hidden: Tensor, delta: Tensor) -> Tensor:
 def _adder(columns: Tensor, delta: Tensor) -> Any:
     def change(out: Tensor) -> Tensor:
         grid = in_rows(out, len(columns))
-        onehot = torch.zeros(grid.shape[:2], device=out.device, dtype=out.dtype)
-        onehot[torch.arange(len(grid), device=out.device), columns] = 1
-        return (grid + onehot[..., None] * delta.to(out)[:, None]).reshape(out.shape)
+        added = delta.to(out) if delta.ndim == 3 else delta.to(out)[:, None]
+        place = columns[:, None] + torch.arange(added.shape[1], device=columns.device)
+        rows, which = (place < grid.shape[1]).nonzero(as_tuple=True)  # padding of the tails may reach further
+        spread = torch.zeros_like(grid).index_put((rows, place[rows, which]), added[rows, which])
+        return (grid + spread).reshape(out.shape)
 
     return change
