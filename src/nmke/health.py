@@ -195,9 +195,16 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.inf
 
 
+def in_six_places(value: float | None, missing: str = "not finite") -> str:
+    """A number that may be any size, as text: what is far from ordinary needs no decimals."""
+    if value is None or not math.isfinite(value):
+        return missing
+    return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.0e}"
+
+
 def _above(what: str, value: float, warn: float, stop: float) -> tuple[HealthStatus, str] | None:
     if value > stop or math.isnan(value):
-        return "stop", f"{what} is {value:.2f}, limit {stop:g}"
+        return "stop", f"{what} is {in_six_places(value)}, limit {stop:g}"
     if value > warn:
-        return "warn", f"{what} is {value:.2f}, limit {warn:g}"
+        return "warn", f"{what} is {in_six_places(value)}, limit {warn:g}"
     return None

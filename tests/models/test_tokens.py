@@ -150,6 +150,15 @@ def test_subject_last_index_is_the_token_that_completes_the_subject(kind, before
     assert not shown(encoder, ids[:index]).startswith(text[:end].rstrip())
 
 
+@pytest.mark.parametrize("kind", ["fast", "bos", "slow"])
+def test_heads_of_many_prompts_are_those_of_each(kind):
+    tokenizer = {"fast": tiny_tokenizer, "bos": lambda: tiny_tokenizer(add_bos=True), "slow": SlowTokenizer}
+    encoder = TextEncoder(tokenizer[kind]())
+    prompts = [(before + subject + after, len(before + subject)) for before, subject, after in SUBJECTS]
+    heads = [encoder.encode(text)[: encoder.subject_last_index(text, end) + 1] for text, end in prompts]
+    assert encoder.encode_heads(prompts) == heads
+
+
 def test_whitespace_at_the_subjects_end_is_not_part_of_it(encoder):
     text = "The capital of France is"
     assert encoder.subject_last_index(text, 22) == encoder.subject_last_index(text, 21)

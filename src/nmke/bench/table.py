@@ -11,6 +11,7 @@ from nmke.bench.groups import MEAN, Group, grouped, mean_of
 from nmke.bench.record import CellRecord, Checkpoint, Time
 from nmke.errors import RequestError
 from nmke.evaluation.metrics import Estimate, mean_interval
+from nmke.health import in_six_places
 
 SHORT = {"reliability": "Rel", "generalization": "Gen", "locality": "Loc"}
 
@@ -243,7 +244,7 @@ def task_cells(row: Row, tasks: Sequence[str]) -> list[str]:
 def number_cells(row: Row) -> list[str]:
     """The other numbers of a row, as text, in the order of `COLUMNS`."""
     return [
-        number(row.perplexity, ".2f", "not finite"),
+        in_six_places(row.perplexity),
         number(row.kl, ".3f", "not finite"),
         number(row.drift, ".3f"),
         number(row.neurons_kept, ".0%"),

@@ -244,16 +244,16 @@ def _open(output: Path, plan: Path | None, given: dict[str, Any]) -> Bench:
 
 def _news(record: CellRecord) -> str:
     """A line about the checkpoint that has just been measured."""
+    from nmke.health import in_six_places
+
     point, identity = record.checkpoints[-1], record.identity
     words = []
     for scores in point.after_last.values():
         known = [(name, score) for name, score in scores.metrics.items() if score is not None]
         words.append(", ".join(f"{name} {score.value:.3f}" for name, score in known))
-    perplexity = point.held_out.perplexity
-    shown = "not finite" if perplexity is None else f"{perplexity:.2f}"
     return (
         f"{identity.label}, {identity.stream.dataset}, batch {identity.batch_size}, seed {identity.seed}: "
-        f"{point.n_edits} edits, {'; '.join(words)}; perplexity {shown}"
+        f"{point.n_edits} edits, {'; '.join(words)}; perplexity {in_six_places(point.held_out.perplexity)}"
     )
 
 

@@ -18,6 +18,7 @@ def print_table(table: Table) -> None:
     """One table per data set and batch size; interval under each mean, settings under the method."""
     from nmke.bench.groups import MEAN
     from nmke.bench.table import SHORT, number
+    from nmke.health import in_six_places
 
     for heading, rows in table.blocks():
         names = [SHORT.get(metric, metric) for metric in table.metrics]
@@ -26,7 +27,7 @@ def print_table(table: Table) -> None:
             (
                 _name(row),
                 *(_estimate(row, metric, interval=metric != MEAN) for metric in table.metrics),
-                f"{_perplexity(row.perplexity)}\n{number(row.kl, '.3f', 'inf')}",
+                f"{in_six_places(row.perplexity, 'inf')}\n{number(row.kl, '.3f', 'inf')}",
                 number(row.drift, ".3f"),
                 number(row.seconds_per_edit, ".1f"),
             )
@@ -71,13 +72,6 @@ def print_methods(found: Sequence[Mapping[str, Any]]) -> None:
 def _name(row: Row) -> str:
     label = row.label.replace("[", "\n[", 1)
     return label if row.status == "done" else f"{label}\n({row.status})"
-
-
-def _perplexity(value: float | None) -> str:
-    """In at most six places: what is far from the model's own needs no decimals."""
-    if value is None:
-        return "inf"
-    return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.0e}"
 
 
 def _estimate(row: Row, metric: str, *, interval: bool) -> str:

@@ -122,12 +122,14 @@ def last_health(outcome: Outcome) -> HealthReport | None:
 
 def health_text(outcome: Outcome) -> str:
     """The newest look at the model's health, in words; "" when it was not looked at."""
+    from nmke.health import in_six_places
+
     health = last_health(outcome)
     if health is None:
         return ""
     text = (
         f"{health.status}: KL to the unedited model {health.kl:.3f} nats, perplexity on held-out text "
-        f"{health.perplexity:.2f} (unedited {health.perplexity_base:.2f})"
+        f"{in_six_places(health.perplexity)} (unedited {health.perplexity_base:.2f})"
     )
     if health.retention is not None:
         text += f", retention of {health.asked} earlier edits {health.retention:.2f}"

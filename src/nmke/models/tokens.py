@@ -85,17 +85,41 @@ class TextEncoder:
         Raises:
             RequestError: If the tokenizer maps the subject's last character to no token.
         """
-        text = text.rstrip()
-        end = len(text[:end_char].rstrip())
-        shift = len(self._with_prefix(self._plain(text))) - len(self._plain(text))
-        fast = bool(getattr(self.tokenizer, "is_fast", False))
-        index = self._last_overlap(text, end) if fast else self._last_needed(text, end)
-        if end == 0 or index is None:
-            raise RequestError(
-                f"the subject that ends at character {end_char} of prompt {text[:120]!r} gives no token; "
-                "spell it with characters that the model's tokenizer knows"
-            )
-        return shift + index
+        ((_, index),) = self._placed([(text, end_char)])
+        return index
+
+    def encode_heads(self, prompts: Sequence[tuple[str, int]]) -> list[list[int]]:
+        """For many prompts at once, `encode(text)` up to the last token that holds part of the subject.
+
+        Args:
+            prompts: As for `subject_last_index`.
+
+        Raises:
+            RequestError: As `subject_last_index`.
+        """
+        return [ids[: index + 1] for ids, index in self._placed(prompts)]
+
+    def _placed(self, prompts: Sequence[tuple[str, int]]) -> list[tuple[list[int], int]]:
+        """Ids of each prompt, and the index of the last one that holds part of the subject."""
+        texts = [text.rstrip() for text, _ in prompts]
+        ends = [len(text[:end].rstrip()) for text, (_, end) in zip(texts, prompts, strict=True)]
+        if getattr(self.tokenizer, "is_fast", False):
+            read = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+            plain = read["input_ids"]
+            places = map(_last_overlap, read["offset_mapping"], ends)
+        else:
+            plain = [self._plain(text) for text in texts]
+            places = map(self._last_needed, texts, ends)
+        found = []
+        for ids, index, end, (text, end_char) in zip(plain, places, ends, prompts, strict=True):
+            if end == 0 or index is None:
+                raise RequestError(
+                    f"the subject that ends at character {end_char} of prompt {text.rstrip()[:120]!r} gives no token; "
+                    "spell it with characters that the model's tokenizer knows"
+                )
+            whole = self._with_prefix(list(ids))
+            found.append((whole, len(whole) - len(ids) + index))
+        return found
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -118,13 +142,6 @@ class TextEncoder:
         both = self._plain(anchor + tail)
         return both[len(before) :] if both[: len(before)] == before else None
 
-    def _last_overlap(self, text: str, end: int) -> int | None:
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        spans = [
-            (i, stop) for i, (start, stop) in enumerate(encoding["offset_mapping"]) if start < min(stop, end)
-        ]
-        return spans[-1][0] if spans and spans[-1][1] >= end else None
-
     def _last_needed(self, text: str, end: int) -> int | None:
         """For tokenizers without offsets: the token with which the subject's last character is complete."""
         ids, head = self._plain(text), self._plain(text[:end])
@@ -138,6 +155,11 @@ class TextEncoder:
             if _visible_length(shown.rstrip("\ufffd")) >= wanted:
                 return count - 1
         return None
+
+
+def _last_overlap(offsets: Sequence[tuple[int, int]], end: int) -> int | None:
+    spans = [(i, stop) for i, (start, stop) in enumerate(offsets) if start < min(stop, end)]
+    return spans[-1][0] if spans and spans[-1][1] >= end else None
 
 
 def _joining_space(text: str, target: str) -> str:

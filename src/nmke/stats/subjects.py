@@ -39,10 +39,5 @@ def _name(parts: dict[str, list[str]], drawn: random.Random) -> str:
 
 def subject_windows(model: EditableModel, requests: Sequence[EditRequest]) -> list[list[int]]:
     """Token ids of each sentence up to the end of its name, without those where a name is the model's first token."""
-    found = []
-    for request in requests:
-        ids = model.encoder.encode(request.text)
-        end = model.encoder.subject_last_index(request.text, request.subject_end)
-        if end > 0:
-            found.append(list(ids[: end + 1]))
-    return found
+    heads = model.encoder.encode_heads([(request.text, request.subject_end) for request in requests])
+    return [ids for ids in heads if len(ids) > 1]
