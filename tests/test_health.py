@@ -90,6 +90,8 @@ def test_loss_is_that_of_perplexity_however_the_rows_are_batched(monkeypatch):
         (2.1, 1.0, None, 0, "stop", "KL to the unedited model is 2.10, limit 2"),
         (0.1, 1.2, None, 0, "warn", "perplexity over the unedited model's is 1.20, limit 1.15"),
         (0.1, 2.5, None, 0, "stop", "perplexity over the unedited model's is 2.50, limit 2"),
+        (0.1, 1234.4, None, 0, "stop", "perplexity over the unedited model's is 1234, limit 2"),
+        (0.1, 3.2e22, None, 0, "stop", "perplexity over the unedited model's is 3e+22, limit 2"),
         (math.inf, math.inf, None, 0, "stop", "KL to the unedited model is inf, limit 2"),
         (0.1, math.nan, None, 0, "stop", "is nan, limit 2"),
         (0.1, 1.0, 0.6, 10, "warn", "retention of 10 earlier edits is 0.60, limit 0.7"),
