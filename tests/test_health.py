@@ -92,8 +92,8 @@ def test_loss_is_that_of_perplexity_however_the_rows_are_batched(monkeypatch):
         (0.1, 2.5, None, 0, "stop", "perplexity over the unedited model's is 2.50, limit 2"),
         (0.1, 1234.4, None, 0, "stop", "perplexity over the unedited model's is 1234, limit 2"),
         (0.1, 3.2e22, None, 0, "stop", "perplexity over the unedited model's is 3e+22, limit 2"),
-        (math.inf, math.inf, None, 0, "stop", "KL to the unedited model is inf, limit 2"),
-        (0.1, math.nan, None, 0, "stop", "is nan, limit 2"),
+        (math.inf, math.inf, None, 0, "stop", "KL to the unedited model is not finite, limit 2"),
+        (0.1, math.nan, None, 0, "stop", "is not finite, limit 2"),
         (0.1, 1.0, 0.6, 10, "warn", "retention of 10 earlier edits is 0.60, limit 0.7"),
         (0.1, 1.0, 0.2, 20, "stop", "retention of 20 earlier edits is 0.20, limit 0.3"),
         (0.1, 1.0, 0.0, 9, "ok", None),
@@ -196,7 +196,7 @@ def test_numbers_that_are_not_finite_stop_and_are_null_in_the_record(tmp_path, s
         runs.edit_all(session, FACTS[:2])
         broken = health.Reading(math.nan, torch.full((3, 4), math.nan))
         monkeypatch.setattr(health, "read", lambda *_: broken)
-        with pytest.raises(HealthError, match="KL to the unedited model is inf"):
+        with pytest.raises(HealthError, match="KL to the unedited model is not finite"):
             session.edit_batch(FACTS[2:4])
         found = session.log()[-1].body["health"]
         assert found["kl"] is None and found["perplexity"] is None and found["perplexity_base"] is not None
