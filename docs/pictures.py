@@ -6,6 +6,7 @@ python docs/pictures.py        # or `make pictures`; writes docs/pictures/*.png
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,10 +56,15 @@ def masks() -> Figure:
 
 
 def leaderboard() -> Figure:
-    """The leaderboard's largest batches: the mean of the three scores of every method, the best on top."""
+    """The leaderboard's largest batches: the mean of the three scores of every method, the best on top.
+
+    Of the sets of seeds, the one that most methods ran with.
+    """
     rows = make_table(read_cells(BOARD)).rows
     size = max(row.batch_size for row in rows)
-    found = {(row.dataset, row.label): row.scores[MEAN] for row in rows if row.batch_size == size}
+    rows = tuple(row for row in rows if row.batch_size == size)
+    ((seeds, _),) = Counter(row.seeds for row in rows).most_common(1)
+    found = {(row.dataset, row.label): row.scores[MEAN] for row in rows if row.seeds == seeds}
     sets = sorted({dataset for dataset, _ in found})
     labels = sorted(
         {label for _, label in found},

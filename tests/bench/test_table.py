@@ -34,6 +34,24 @@ def test_seeds_of_one_method_share_a_row_with_the_means_over_facts() -> None:
     assert (reliability.n, reliability.mean) == (3, pytest.approx((1 + 0.5 + 1) / 3))
 
 
+def test_methods_are_set_beside_one_another_on_the_same_seeds_only() -> None:
+    cells = [
+        cell("nmke", points=[checkpoint([1.0, 0.0])], seed=0, ids=["a", "b"]),
+        cell("nmke", points=[checkpoint([1.0, 1.0])], seed=1, ids=["c", "d"]),
+        cell("rome", points=[checkpoint([1.0, 1.0])], seed=0, ids=["a", "b"]),
+    ]
+    table = make_table(cells)
+    found = [
+        (
+            heading.split(", ")[-1],
+            [(row.label, (one := row.scores["reliability"]) and one.mean) for row in rows],
+        )
+        for heading, rows in table.blocks()
+    ]
+    assert found == [("seed 0", [("nmke", 0.5), ("rome", 1.0)]), ("1", [("nmke", 0.75)])]
+    assert [heading for heading, _ in table.blocks()][1].endswith("batches of 10, seeds 0, 1")
+
+
 def test_data_sets_batch_sizes_and_settings_are_rows_of_their_own() -> None:
     cells = [
         cell("nmke", points=[checkpoint([1.0])], batch_size=size, dataset=name)
@@ -48,8 +66,8 @@ def test_data_sets_batch_sizes_and_settings_are_rows_of_their_own() -> None:
         ("zsre", 10),
     ]
     assert [heading for heading, _ in table.blocks()][:2] == [
-        "counterfact, tiny, 1 edits, one at a time",
-        "counterfact, tiny, 1 edits, batches of 10",
+        "counterfact, tiny, 1 edits, one at a time, seed 0",
+        "counterfact, tiny, 1 edits, batches of 10, seed 0",
     ]
 
 
@@ -100,7 +118,7 @@ def test_markdown_names_protocol_time_seed_and_shows_what_is_not_finite() -> Non
     ]
     text = markdown(make_table(cells))
     assert (
-        "**counterfact, tiny, 2 edits, batches of 10**, seed 0; teacher_forced/1, after the last edit" in text
+        "**counterfact, tiny, 2 edits, batches of 10, seed 0**; teacher_forced/1, after the last edit" in text
     )
     assert "| method | Rel | Gen | Loc | perplexity | KL | drift | neurons | s/edit |" in text
     assert (

@@ -69,8 +69,8 @@ def test_a_plan_that_somebody_wrote_is_run_as_it_stands(nmke: Nmke, tmp_path: Pa
 def test_the_table_is_for_people_for_documents_and_for_programs(nmke: Nmke, finished: Path) -> None:
     shown = nmke("bench", "table", finished)
     assert shown.code == 0
-    assert "counterfact, tiny, 3 edits, batches of 10" in shown.out
-    assert "teacher_forced/1, after the last edit; seed 0; 95 % intervals over facts" in shown.out
+    assert "counterfact, tiny, 3 edits, batches of 10, seed 0" in shown.out
+    assert "teacher_forced/1, after the last edit; 95 % intervals over facts" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
     assert "[mask=random]" in shown.out, "names are not broken"
     assert "| `memit` | 0.167 [" in nmke("bench", "table", finished, "--markdown").out

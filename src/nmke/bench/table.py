@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,7 +68,8 @@ class Table:
         protocol: Name and version of the protocol.
         time: Right after each fact's batch, or after the last edit.
         metrics: Names of the columns of scores.
-        rows: Data set by data set, batch size by batch size, highest mean of the metrics first.
+        rows: Data set by data set, batch size by batch size, highest mean of the metrics first. Where methods ran with
+            other seeds, there are rows for each set of seeds, of all methods that ran with these.
         missing: Cells without the checkpoint, and why, one sentence each.
     """
 
@@ -92,7 +93,8 @@ class Table:
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             size = f"batches of {row.batch_size}" if row.batch_size > 1 else "one at a time"
-            heading = f"{row.dataset}, {row.model}, {row.n_edits} edits, {size}"
+            seeds = f"seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}"
+            heading = f"{row.dataset}, {row.model}, {row.n_edits} edits, {size}, {seeds}"
             found.setdefault(heading, []).append(row)
         return list(found.items())
 
@@ -118,7 +120,7 @@ def make_table(
     rows: list[Row] = []
     missing: list[str] = []
     version, metrics = "", tuple[str, ...]()
-    for group in grouped(cells):
+    for group in _on_equal_seeds(grouped(cells)):
         marks = group.marks
         n_edits = (marks[-1] if marks else None) if at is None else at if at in marks else None
         found = None if n_edits is None else group.points(n_edits)[0].scores(time).get(protocol)
@@ -131,10 +133,22 @@ def make_table(
         raise RequestError(
             f"nothing to show: {'; '.join(missing) or 'no cell'}; run more with `nmke bench run`"
         )
-    rows.sort(key=lambda row: (row.model, row.dataset, row.n_edits, row.batch_size, -_rank(row)))
+    rows.sort(key=lambda row: (row.model, row.dataset, row.n_edits, row.batch_size, row.seeds, -_rank(row)))
     if not any(row.scores.get(MEAN) for row in rows):
         metrics = metrics[:-1]
     return Table(version, time, metrics, tuple(rows), tuple(missing))
+
+
+def _on_equal_seeds(groups: Sequence[Group]) -> Iterator[Group]:
+    """For every set of seeds that some method ran with, the methods that ran with these, cut to their cells."""
+    streams: dict[tuple[object, ...], list[Group]] = {}
+    for group in groups:
+        streams.setdefault((group.model, group.dataset, group.batch_size), []).append(group)
+    for rivals in streams.values():
+        for seeds in sorted({group.seeds for group in rivals}):
+            for group in rivals:
+                if set(seeds) <= set(group.seeds):
+                    yield Group(tuple(cell for cell in group.cells if cell.identity.seed in seeds))
 
 
 def _row(group: Group, n_edits: int, time: Time, protocol: str, metrics: Sequence[str]) -> Row:
@@ -206,9 +220,8 @@ def markdown(table: Table) -> str:
     when = "after the last edit" if table.time == "after_last" else "right after each fact's batch"
     parts = []
     for heading, rows in table.blocks():
-        seeds = ", ".join(map(str, rows[0].seeds))
         said = (
-            f"**{heading}**, seed {seeds}; {table.protocol}, {when}; mean and 95 % interval over facts; "
+            f"**{heading}**; {table.protocol}, {when}; mean and 95 % interval over facts; "
             f"perplexity {rows[0].perplexity_base:.2f} before any edit."
         )
         tasks = list(dict.fromkeys(name for row in rows for name in row.tasks))

@@ -15,7 +15,7 @@ WHEN = {"after_last": "after the last edit", "after_batch": "right after each fa
 
 
 def print_table(table: Table) -> None:
-    """One table per data set and batch size; interval under each mean, settings under the method."""
+    """One table per data set, batch size and set of seeds; interval under each mean, settings under the method."""
     from nmke.bench.groups import MEAN
     from nmke.bench.table import SHORT, number
     from nmke.health import in_six_places
@@ -37,8 +37,7 @@ def print_table(table: Table) -> None:
         made.padding = (0, 1, 0, 0)  # so that the longest name fits beside its numbers in 80 columns
         made.title, made.title_justify, made.title_style = heading, "left", "bold"
         stdout().print(made)
-        seeds = ", ".join(map(str, rows[0].seeds))
-        say(f"{table.protocol}, {WHEN[table.time]}; seed {seeds}; 95 % intervals over facts")
+        say(f"{table.protocol}, {WHEN[table.time]}; 95 % intervals over facts")
         say(
             f"ppl, KL: perplexity ({rows[0].perplexity_base:.2f} before any edit) and KL in nats on held-out text"
         )
