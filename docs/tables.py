@@ -330,7 +330,7 @@ def _leaderboard() -> str:
 def _board_paired() -> str:
     """Every method of the leaderboard against `nmke`, fact by fact; the nearest first."""
     from nmke.bench.compare import compare
-    from nmke.bench.groups import MEAN
+    from nmke.bench.groups import MEAN, named_seeds
 
     cells = _board()
     labels = {cell.identity.label for cell in cells}
@@ -342,7 +342,8 @@ def _board_paired() -> str:
             }
             *single, mean = (_difference(one[metric]) if metric in one else "-" for metric in (*SCORES, MEAN))
             sure = MEAN in one and not one[MEAN]["low"] <= 0 <= one[MEAN]["high"]
-            stream = f"{found.a.dataset}, {found.n_edits} edits, batches of {found.a.batch_size}"
+            size = f"batches of {found.a.batch_size}, {named_seeds(found.a.seeds)}"
+            stream = f"{found.a.dataset}, {found.n_edits} edits, {size}"
             row = (f"`{label}`", *single, f"**{mean}**" if sure else mean)
             rows.setdefault(stream, []).append((one[MEAN]["mean"] if MEAN in one else 1.0, row))
     ranked = {stream: [row for _, row in sorted(rows[stream])] for stream in sorted(rows)}

@@ -105,6 +105,11 @@ def grouped(cells: Iterable[CellRecord]) -> list[Group]:
     return [Group(tuple(sorted(held, key=lambda cell: cell.identity.seed))) for held in found.values()]
 
 
+def named_seeds(seeds: Sequence[int]) -> str:
+    """As "seed 0" or "seeds 0, 1"."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
 def mean_of(values: Sequence[float | None]) -> float | None:
     """Mean of the values, None when one is missing."""
     known = [value for value in values if value is not None]

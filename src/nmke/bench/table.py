@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nmke.bench.groups import MEAN, Group, grouped, mean_of
+from nmke.bench.groups import MEAN, Group, grouped, mean_of, named_seeds
 from nmke.bench.record import CellRecord, Checkpoint, Time
 from nmke.errors import RequestError
 from nmke.evaluation.metrics import Estimate, mean_interval
@@ -93,8 +93,7 @@ class Table:
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             size = f"batches of {row.batch_size}" if row.batch_size > 1 else "one at a time"
-            seeds = f"seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}"
-            heading = f"{row.dataset}, {row.model}, {row.n_edits} edits, {size}, {seeds}"
+            heading = f"{row.dataset}, {row.model}, {row.n_edits} edits, {size}, {named_seeds(row.seeds)}"
             found.setdefault(heading, []).append(row)
         return list(found.items())
 

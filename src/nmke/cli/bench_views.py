@@ -48,12 +48,17 @@ def print_table(table: Table) -> None:
 
 def print_comparisons(found: Sequence[Comparison]) -> None:
     """One table per protocol, data set and batch size."""
+    from nmke.bench.groups import named_seeds
+
     columns = ("metric", "A", "B", "A - B [95 %]", "> = <", "higher")
     for one in found:
         size = f"{one.a.batch_size}" if one.a.batch_size == one.b.batch_size else _sizes(one)
         fact("A", one.a.label)
         fact("B", one.b.label)
-        fact("on", f"{one.a.dataset}, {one.a.model}, {one.n_edits} edits, batch {size}, {WHEN[one.time]}")
+        stream = (
+            f"{one.a.dataset}, {one.a.model}, {one.n_edits} edits, batch {size}, {named_seeds(one.a.seeds)}"
+        )
+        fact("on", f"{stream}, {WHEN[one.time]}")
         for protocol in dict.fromkeys(difference.protocol for difference in one.differences):
             rows = [_difference(d) for d in one.differences if d.protocol == protocol]
             made = make_table(columns, rows, right=columns[1:5])
