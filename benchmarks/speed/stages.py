@@ -272,17 +272,24 @@ def solves(
         past = torch.randn(count, m, generator=generator).to(subject.device)
         memory = KeyMemory.empty(m, subject.device).remember(past)
         rank = config.covariance_rank or m
-        operations = 4 * m * rank * batch + 2 * m * count**2 + count**3 / 3 + 4 * m * count * batch
+        kept = len(stats.projector.basis.T)
+        if memory.gram is None:
+            operations = 4 * m * rank * batch + 2 * m * count**2 + count**3 / 3 + 4 * m * count * batch
+            dual = 4 * m * (count + batch) * kept + 2 * m * count**2
+        else:  # more keys than neurons: their second moment is solved with
+            inside = m - kept if stats.projector.complement else kept
+            operations = m**3 / 3 + 4 * m**2 * batch
+            dual = 2 * m**2 * inside + 2 * m * inside**2 + inside**3 / 3
         settings = {"remembered": count, "batch": batch, "rank": rank}
         yield stage(
             "solve, one layer", lambda memory=memory: per_edit_directions(new, stats, memory, config), subject.device,
             operations=operations, dtype=torch.float64 if m <= LARGEST_EXACT else torch.float32, repeats=subject.repeats,
-            bytes=4 * m * (rank + count), setting=settings,
+            bytes=4 * m * (rank + min(count, m)), setting=settings,
         )  # fmt: skip
         yield stage(
             "AlphaEdit's dual, one layer",
             lambda memory=memory: AlphaEdit().directions(new, stats, memory, None, subject.config(l2=10.0)),
-            subject.device, operations=4 * m * (count + batch) * len(stats.projector.basis.T) + 2 * m * count**2,
+            subject.device, operations=dual,
             dtype=torch.float64, repeats=subject.repeats, setting=settings,
         )  # fmt: skip
         if with_literal:
