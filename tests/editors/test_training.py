@@ -54,9 +54,12 @@ def test_tails_give_the_losses_and_gradients_of_whole_forward_passes(builder, wh
     if whole:
         model.replayable = False
     seen: list[Tensor] = []
+    drawn = torch.Generator().manual_seed(0)
     for group in answer_rows(model, REQUESTS, 24):
         tails = AnswerTails(model, group, 1)
-        values = (5 * torch.randn(len(group.tokens), 32, dtype=torch.float64)).requires_grad_()
+        values = (
+            5 * torch.randn(len(group.tokens), 32, dtype=torch.float64, generator=drawn)
+        ).requires_grad_()
 
         def more(_module: object, args: tuple[Tensor], out: Tensor, group=group, values=values) -> Tensor:
             seen[:] = [in_rows(args[0], len(group.edits))]
@@ -70,7 +73,9 @@ def test_tails_give_the_losses_and_gradients_of_whole_forward_passes(builder, wh
         assert tails.edits == group.edits
         torch.testing.assert_close(tails.inputs, seen[0][group.rows, group.columns])
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
-        assert not torch.allclose(found, edit_losses(model, group), rtol=1e-3)
+        assert not torch.allclose(
+            found, edit_losses(model, group), rtol=1e-5
+        )  # a norm behind the MLP leaves little
         weights = torch.arange(1.0, len(found) + 1).double()
         one, other = (torch.autograd.grad((weights * each).sum(), values)[0] for each in (found, expected))
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
