@@ -29,7 +29,7 @@ KINDS = {
 def draw(record: dict[str, Any], path: Path) -> None:
     """One point per stage and setting; the label gives the batch, or the edits remembered."""
     peaks = record["peaks"]
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.6))
+    figure, axes = pyplot.subplots(figsize=(7.5, 5.0))
     rows = [row for row in record["stages"] if row["name"] in KINDS and row["bytes"] and row["operations"]]
     intensities = [row["operations"] / row["bytes"] for row in rows]
     low, high = min(intensities) / 4, max(intensities) * 4
@@ -53,7 +53,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         f"{record['shape']['name']} on {record['machine']['cuda'] or record['machine']['processor']}"
     )
     axes.grid(alpha=0.25, which="both", lw=0.5)
-    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
