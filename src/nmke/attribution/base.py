@@ -126,21 +126,13 @@ def read_out(
     ends = finals if columns is None else wide(last["norm"][rows, batch.last_index])
     answers = _predicted(model, ends) if targets is None else targets
     targets = (answers if columns is None else _predicted(model, finals)) if targets is None else targets
-    rerun = Rerun(model, _anchored(batch, at), answers)
+    rerun = Rerun(model, AnchoredRows.of(batch, at), answers)
     return Readout(layout, coefficients, middles, writes, finals, targets, rerun)
 
 
 def _predicted(model: EditableModel, hidden: Float[Tensor, "rows d_model"]) -> Int[Tensor, " rows"]:
     """The likeliest token behind each hidden state; the logit map keeps the order."""
     return raw_logits(model.layout, model.layout.final_norm(hidden.to(model.dtype))).argmax(dim=1)
-
-
-def _anchored(batch: TokenBatch, columns: Int[Tensor, " prompts"]) -> AnchoredRows:
-    """The real tokens of each row, with the scored one as anchor."""
-    pairs = zip(batch.input_ids, batch.attention_mask.bool(), strict=True)
-    ids = tuple(tuple(row[real].tolist()) for row, real in pairs)
-    shifts = [batch.column(row, 0) for row in range(len(ids))]
-    return AnchoredRows(ids, tuple(c - s for c, s in zip(columns.tolist(), shifts, strict=True)))
 
 
 def _block_with(

@@ -12,7 +12,10 @@ beginning, which the midpoints miss: the scores there do not add up.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 
 from nmke.attribution.base import Readout, neuron_scores
 from nmke.attribution.logits import wide
@@ -30,19 +33,35 @@ def gradient_times_activation(readout: Readout, layer: int, amplification: float
     return readout.coefficients[layer] * (gradients @ values)
 
 
-@torch.no_grad()
 def integrated_gradients(readout: Readout, layer: int, amplification: float) -> Scores:
     """The neuron's share of what the whole layer gives the answer, nats; amplification does not enter."""
+    return along_path(readout, layer, [1 - (step + 0.5) / STEPS for step in range(STEPS)])
+
+
+@torch.no_grad()
+def along_path(
+    readout: Readout,
+    layer: int,
+    missing: Sequence[float],
+    of: Callable[[Tensor], Tensor] = lambda log_p: log_p,
+) -> Scores:
+    """Coefficients times the mean gradient while a part of all of them is missing, [prompts, d_mlp].
+
+    Args:
+        readout: The prompts.
+        layer: Whose coefficients are scaled together.
+        missing: The part that is missing at each point of the path.
+        of: What is differentiated, a function of the answer's log-probability.
+    """
     values = wide(DownProjection(readout.layout.layers[layer].down_proj).read())
     coefficients = readout.coefficients[layer]
     written = coefficients @ values.T  # [prompts, d_model]
     total = torch.zeros_like(written)
     for prompts in readout.rerun.buckets():
         opened = readout.rerun.open(prompts, [layer])
-        for step in range(STEPS):
-            missing = 1 - (step + 0.5) / STEPS
-            total[prompts] += wide(opened.gradients({layer: -missing * written[prompts]})[layer])
-    return coefficients * ((total / STEPS) @ values)
+        for part in missing:
+            total[prompts] += wide(opened.gradients({layer: -part * written[prompts]}, of)[layer])
+    return coefficients * ((total / len(missing)) @ values)
 
 
 neuron_scores.register(

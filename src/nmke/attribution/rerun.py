@@ -5,7 +5,7 @@ The log-probability is that of the answer at each prompt's last token, wherever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,8 +87,10 @@ class Opened:
         return log_probs_of(self.model.layout, hidden, self.answers)
 
     @torch.enable_grad()
-    def gradients(self, at: Mapping[int, Tensor]) -> dict[int, Float[Tensor, "rows d_model"]]:
-        """Gradient of the log-probabilities by the deltas, at the deltas given."""
+    def gradients(
+        self, at: Mapping[int, Tensor], of: Callable[[Tensor], Tensor] = lambda log_p: log_p
+    ) -> dict[int, Float[Tensor, "rows d_model"]]:
+        """Gradient of the log-probabilities, or of a function of each, by the deltas, at the deltas given."""
         leaves = {layer: delta.detach().clone().requires_grad_() for layer, delta in at.items()}
-        found = torch.autograd.grad(self.log_probs(leaves).sum(), list(leaves.values()))
+        found = torch.autograd.grad(of(self.log_probs(leaves)).sum(), list(leaves.values()))
         return dict(zip(leaves, found, strict=True))

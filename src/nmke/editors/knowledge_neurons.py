@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.attribution.base import Readout, wide
+from nmke.attribution.gradient import along_path
 from nmke.attribution.parts import read_rows
 from nmke.editors.method import Batch, Method, methods
 from nmke.editors.pipeline import BatchResult, Stopwatch
 from nmke.editors.training import Fit
 from nmke.models.load import EditableModel
 from nmke.models.tokens import pad_batch
-from nmke.models.weights import DownProjection, written_matrix
+from nmke.models.weights import written_matrix
 from nmke.types import EditRequest, LayerUpdate, Mask
 
 TOGETHER = 32  # facts attributed at once
@@ -115,21 +115,8 @@ def integrated_gradients(
         points: Points of the integral.
     """
     readout = read_rows(model, prompts, layers, targets=torch.tensor(tokens, device=model.device))
-    return {layer: _attribution(readout, layer, points) for layer in layers}
-
-
-def _attribution(readout: Readout, layer: int, points: int) -> Float[Tensor, "prompts d_mlp"]:
-    values = wide(DownProjection(readout.layout.layers[layer].down_proj).read())
-    coefficients = readout.coefficients[layer]
-    written = coefficients @ values.T  # [prompts d_model]
-    total = torch.zeros_like(written)
-    for prompts in readout.rerun.buckets():
-        opened = readout.rerun.open(prompts, [layer])
-        for point in range(1, points + 1):
-            missing = ((point / points - 1) * written[prompts]).requires_grad_()
-            probability = opened.log_probs({layer: missing}).exp()
-            total[prompts] += torch.autograd.grad(probability.sum(), missing)[0]
-    return coefficients * ((total / points) @ values)
+    missing = [1 - point / points for point in range(1, points + 1)]
+    return {layer: along_path(readout, layer, missing, torch.exp) for layer in layers}
 
 
 @torch.no_grad()

@@ -83,17 +83,10 @@ def _group(
     return AnswerRows(tuple(group), batch, rows, columns, tokens)
 
 
-def answer_log_probabilities(model: EditableModel, rows: AnswerRows) -> Float[Tensor, " reads"]:
-    """Log-probability of every answer token, float32 or wider, with gradients where hooks bring them in."""
-    layout = model.layout
-    with record_inputs({"norm": layout.final_norm}) as seen, stop_after(layout.final_norm):
-        model.model(**model.inputs(rows.batch))
-    return _log_probabilities(layout, at_answers(rows, seen["norm"]), rows)
-
-
 def _log_probabilities(
     layout: ModelLayout, hidden: Float[Tensor, "reads d_model"], rows: AnswerRows
 ) -> Float[Tensor, " reads"]:
+    """Of every answer token, float32 or wider, from what the final norm is given there."""
     logits = layout.logit_map.apply(layout.unembedding(layout.final_norm(hidden)))
     return torch.log_softmax(wide(logits), dim=1).gather(1, rows.tokens[:, None])[:, 0]
 
@@ -115,15 +108,11 @@ class AnswerTails:
     def __init__(self, model: EditableModel, rows: AnswerRows, layer: int) -> None:
         self._layout, self._rows, self._layer = model.layout, rows, layer
         self.inputs = inputs_at_answers(model, rows, layer)
-        reads = torch.bincount(rows.rows, minlength=len(rows.edits)).tolist()
-        ids = [
-            row[real].tolist()
-            for row, real in zip(rows.batch.input_ids, rows.batch.attention_mask > 0, strict=True)
-        ]
-        anchors = tuple(len(own) - count for own, count in zip(ids, reads, strict=True))
-        self._replay = open_replay(model, AnchoredRows(tuple(map(tuple, ids)), anchors), [layer], "down_proj")
-        self._columns = rows.columns - torch.tensor(anchors, device=rows.columns.device)[rows.rows]
-        self._grid = (len(ids), max(reads))
+        reads = torch.bincount(rows.rows, minlength=len(rows.edits))
+        anchors = rows.batch.last_index + 1 - reads
+        self._replay = open_replay(model, AnchoredRows.of(rows.batch, anchors), [layer], "down_proj")
+        self._columns = rows.columns - anchors[rows.rows]
+        self._grid = (len(reads), int(reads.max()))
 
     @property
     def edits(self) -> tuple[int, ...]:
@@ -214,7 +203,10 @@ def fit(
 
 def edit_losses(model: EditableModel, rows: AnswerRows) -> Float[Tensor, " edits"]:
     """Mean negative log-probability of each request's answer tokens, nats."""
-    return _mean_losses(answer_log_probabilities(model, rows), rows)
+    layout = model.layout
+    with record_inputs({"norm": layout.final_norm}) as seen, stop_after(layout.final_norm):
+        model.model(**model.inputs(rows.batch))
+    return _mean_losses(_log_probabilities(layout, at_answers(rows, seen["norm"]), rows), rows)
 
 
 def _mean_losses(log_p: Float[Tensor, " reads"], rows: AnswerRows) -> Float[Tensor, " edits"]:

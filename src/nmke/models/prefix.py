@@ -34,6 +34,14 @@ class AnchoredRows:
     ids: tuple[tuple[int, ...], ...]
     anchors: tuple[int, ...]
 
+    @classmethod
+    def of(cls, batch: TokenBatch, columns: Tensor) -> AnchoredRows:
+        """The real tokens of each row of a batch; the anchors stand at these columns, [rows]."""
+        pairs = zip(batch.input_ids, batch.attention_mask.bool(), strict=True)
+        ids = tuple(tuple(row[real].tolist()) for row, real in pairs)
+        shifts = [batch.column(row, 0) for row in range(len(ids))]
+        return cls(ids, tuple(c - s for c, s in zip(columns.tolist(), shifts, strict=True)))
+
     @property
     def tail_lengths(self) -> list[int]:
         """Tokens from the anchor to the end, per row."""
